@@ -1,0 +1,1 @@
+"""Datasets, splits, the input pipeline and procedural skies."""

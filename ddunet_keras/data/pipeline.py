@@ -1,0 +1,275 @@
+"""Feeds a model: decoding, caching, shuffling and augmentation, the same for every Keras backend.
+
+An image's augmentation depends on (seed, epoch, position) alone, so that an interrupted training
+sees the same pictures as an uninterrupted one, whatever reads them in however many threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ddunet_keras.files import IGNORE
+from ddunet_keras.images import normalize, resize_image, resize_labels
+
+CACHE_BYTES = 4_000_000_000
+"""The cache of decoded images stays below this; larger datasets are decoded in every epoch."""
+
+_GRAY = np.array([[0.299, 0.587, 0.114]])  # ITU-R BT.601 luma, as Pillow's own gray
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn anew for each image in each epoch; the mask follows the image.
+
+    Args:
+        flips: mirror, left to right and top to bottom, each with probability 1/2.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees.
+        crop: smallest share of height and width that is kept, in (0, 1]; the cut is zoomed to the
+            input size. 1 keeps the whole image.
+        brightness: largest shift as a share of the full range, either way.
+        contrast: largest change of contrast about the middle gray, either way, as a share.
+        channel_gain: largest change of each channel's gain, either way: white balance.
+        saturation: largest change of saturation, either way.
+        gamma: largest exponent of the tone curve; drawn log-uniformly from [1 / gamma, gamma].
+        horizon_circle: probability that all but a random circle is black and ignored, as in a
+            whole-sky camera.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    flips: bool = True
+    quarter_turns: bool = True
+    crop: float = 0.6
+    brightness: float = 0.15
+    contrast: float = 0.25
+    channel_gain: float = 0.1
+    saturation: float = 0.3
+    gamma: float = 1.3
+    horizon_circle: float = 0.0
+
+    def __post_init__(self):
+        ranges = {
+            "crop": (0.05, 1),
+            "brightness": (0, 1),
+            "contrast": (0, 1),
+            "channel_gain": (0, 1),
+            "saturation": (0, 1),
+            "gamma": (1, 10),
+            "horizon_circle": (0, 1),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"`{name}` must lie in [{low}, {high}]. Received: {getattr(self, name)!r}"
+                )
+
+    def __call__(self, image, labels, size, random) -> tuple[np.ndarray, np.ndarray]:
+        """Draws one variation.
+
+        Args:
+            image, labels: uint8 (h, w, 3) and (h, w).
+            size: (height, width) of the result.
+            random: a `numpy.random.Generator`.
+
+        Returns:
+            uint8 (height, width, 3) and (height, width).
+        """
+        turns = int(random.integers(4)) if self.quarter_turns else 0
+        # a quarter turn swaps the sides, so the cut is brought to the swapped size first
+        cut_size = size if turns % 2 == 0 else size[::-1]
+        height, width = labels.shape
+        share = random.uniform(self.crop, 1)
+        top, left = random.uniform(0, 1 - share, 2) * (height, width)
+        box = (left, top, left + share * width, top + share * height)
+        photo = Image.fromarray(image).resize(cut_size[::-1], Image.Resampling.BILINEAR, box)
+        mask = Image.fromarray(labels).resize(cut_size[::-1], Image.Resampling.NEAREST, box)
+        # matrix and table are applied to 8-bit values by Pillow, in C and without Python's lock
+        amount = 1 + random.uniform(-self.saturation, self.saturation)
+        matrix = amount * np.eye(3) + (1 - amount) * _GRAY
+        matrix = np.hstack([matrix, np.zeros((3, 1))])
+        photo = photo.convert("RGB", tuple(matrix.ravel())).point(self._tone_table(random))
+        flip = random.integers(2, size=2) if self.flips else (0, 0)
+        image, labels = (np.rot90(np.asarray(p), turns) for p in (photo, mask))
+        image, labels = (a[:: 1 - 2 * flip[0], :: 1 - 2 * flip[1]] for a in (image, labels))
+        if random.uniform() < self.horizon_circle:
+            outside = _outside_circle(size, random)
+            image, labels = (
+                np.where(outside[..., None], 0, image),
+                np.where(outside, IGNORE, labels),
+            )
+        return image.astype("uint8"), labels.astype("uint8")
+
+    def _tone_table(self, random):
+        tone = np.linspace(0, 1, 256) ** self.gamma ** random.uniform(-1, 1)
+        contrast = 1 + random.uniform(-self.contrast, self.contrast)
+        tone = (tone - 0.5) * contrast + 0.5 + random.uniform(-self.brightness, self.brightness)
+        gains = 1 + random.uniform(-self.channel_gain, self.channel_gain, 3)
+        return np.rint(np.clip(np.outer(gains, tone), 0, 1) * 255).astype(int).ravel().tolist()
+
+
+def _outside_circle(size, random):
+    height, width = size
+    radius = random.uniform(0.4, 0.6) * min(size)
+    y = height * random.uniform(0.4, 0.6)
+    x = width * random.uniform(0.4, 0.6)
+    rows, columns = np.ogrid[:height, :width]
+    return (rows - y) ** 2 + (columns - x) ** 2 > radius**2
+
+
+class Pipeline:
+    """Batches of network inputs and labels from a dataset.
+
+    Args:
+        dataset: from `ddunet_keras.open_dataset`, or anything with `find(name)` and `load(sample)`.
+        names: of the samples, such as `split.train`.
+        image_size: (height, width) of the batches.
+        batch_size: images in a batch. With augmentation the last, smaller batch of an epoch is left
+            out (the shuffling leaves out others each time), without it is kept.
+        augmentation: an `Augmentation`, or None: then the images come whole and in order.
+        seed: of shuffling and augmentation.
+        cache: keep the decoded images in memory, at the size that the augmentation needs; None
+            does where they fit `CACHE_BYTES`.
+
+    Batch: images float32 (batch, height, width, 3) in [-1, 1], labels uint8 (batch, height, width)
+    with 255 where a pixel is ignored.
+
+    Example (`data` is endless with augmentation, so `fit` is told the steps of an epoch):
+
+    >>> from ddunet_keras.data.synthetic import SyntheticSkies  # doctest: +SKIP
+    >>> train = Pipeline(dataset, split.train, (160, 160), augmentation=Augmentation())
+    >>> model.fit(train.data(), steps_per_epoch=train.steps, epochs=30)  # doctest: +SKIP
+
+    Raises:
+        ValueError: no names, or a size that is not positive.
+        DataError: a name is not in the dataset, or a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        names: Sequence[str],
+        image_size,
+        batch_size: int = 16,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        cache: bool | None = None,
+    ):
+        if not names:
+            raise ValueError(f"`names` must not be empty. Received: {names!r}")
+        if batch_size < 1 or min(image_size) < 1:
+            raise ValueError(
+                "`batch_size` and `image_size` must be positive. "
+                f"Received: batch_size={batch_size}, image_size={image_size}"
+            )
+        self.dataset = dataset
+        self.samples = [dataset.find(name) for name in names]
+        self.image_size = tuple(image_size)
+        self.batch_size = min(batch_size, len(names)) if augmentation else batch_size
+        self.augmentation = augmentation
+        self.seed = seed
+        zoom = augmentation.crop if augmentation else 1
+        self._stored_size = tuple(math.ceil(side / zoom) for side in self.image_size)
+        if cache is None:
+            cache = 4 * math.prod(self._stored_size) * len(names) <= CACHE_BYTES
+        self._cache = {} if cache else None
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        count = len(self.samples) / self.batch_size
+        return int(count) if self.augmentation else math.ceil(count)
+
+    def item(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image and labels at a place of an epoch; equal arguments give equal arrays."""
+        if self.augmentation is None:
+            image, labels = self._load(position)
+            return (
+                normalize(resize_image(image, self.image_size)),
+                resize_labels(labels, self.image_size),
+            )
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        random = np.random.default_rng([self.seed, epoch, position])
+        image, labels = self._load(int(order[position]))
+        image, labels = self.augmentation(image, labels, self.image_size, random)
+        return normalize(image), labels
+
+    def _load(self, index):
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        image, labels = self.dataset.load(self.samples[index])
+        if self._cache is None:
+            return image, labels
+        # never enlarged: that would cost memory and add nothing
+        size = tuple(np.minimum(self._stored_size, labels.shape).tolist())
+        self._cache[index] = resize_image(image, size), resize_labels(labels, size)
+        return self._cache[index]
+
+    def data(self, initial_epoch: int = 0):
+        """What `fit` takes: a `tf.data.Dataset` on TensorFlow, else a `keras.utils.PyDataset`.
+
+        With augmentation it goes on through the epochs from `initial_epoch`, without end on
+        TensorFlow: give `fit` `steps_per_epoch=pipeline.steps`.
+        """
+        import keras
+
+        if keras.backend.backend() == "tensorflow":
+            return self.tf_data(initial_epoch)
+        return self.py_dataset(initial_epoch)
+
+    def tf_data(self, initial_epoch: int = 0):
+        """A `tf.data.Dataset` that decodes and augments in parallel and prefetches."""
+        import tensorflow as tf
+
+        height, width = self.image_size
+        count = self.steps * self.batch_size if self.augmentation else len(self.samples)
+        if self.augmentation:
+            places = tf.data.Dataset.range(initial_epoch * count, tf.int64.max)
+        else:
+            places = tf.data.Dataset.range(count)
+
+        def load(place):
+            image, labels = tf.numpy_function(
+                lambda p: self.item(*divmod(int(p), count)),
+                [place],
+                (tf.float32, tf.uint8),
+                stateful=False,
+            )
+            return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(
+                labels, (height, width)
+            )
+
+        data = places.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return data.batch(self.batch_size).prefetch(2)
+
+    def py_dataset(self, initial_epoch: int = 0, workers: int = 4):
+        """A `keras.utils.PyDataset` for a backend without TensorFlow."""
+        import keras
+
+        pipeline = self
+
+        class Batches(keras.utils.PyDataset):
+            epoch = initial_epoch
+
+            def __len__(self):
+                return pipeline.steps
+
+            def __getitem__(self, step):
+                places = range(step * pipeline.batch_size, (step + 1) * pipeline.batch_size)
+                places = [p for p in places if p < len(pipeline.samples)]
+                epoch = self.epoch
+                items = list(pool.map(lambda p: pipeline.item(epoch, p), places))
+                images, labels = zip(*items, strict=True)
+                return np.stack(images), np.stack(labels)
+
+            def on_epoch_end(self):
+                self.epoch += 1
+
+        pool = ThreadPoolExecutor(workers)
+        return Batches()

@@ -1,0 +1,39 @@
+"""Photos to network inputs and back, with NumPy and Pillow alone.
+
+Training and prediction both go through these functions, so that a model sees what it was trained on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def resize_image(image, size) -> np.ndarray:
+    """Resizes uint8 (h, w, 3) to `size` = (height, width): bilinear, averaging when it shrinks."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_labels(labels, size) -> np.ndarray:
+    """Resizes a uint8 (h, w) label map to `size` = (height, width) by its nearest pixel."""
+    if labels.shape == tuple(size):
+        return labels
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def resize_probabilities(probabilities, size) -> np.ndarray:
+    """Resizes float32 (h, w) or (h, w, n) to `size` = (height, width), bilinear."""
+    if probabilities.ndim == 3:
+        channels = np.moveaxis(probabilities, -1, 0)
+        return np.stack([resize_probabilities(c, size) for c in channels], axis=-1)
+    if probabilities.shape == tuple(size):
+        return probabilities
+    picture = Image.fromarray(np.ascontiguousarray(probabilities, "float32"))
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def normalize(images) -> np.ndarray:
+    """Maps pixel values 0..255 to the network's -1..1: x / 127.5 - 1, float32."""
+    return np.asarray(images, "float32") / np.float32(127.5) - np.float32(1)

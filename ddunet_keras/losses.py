@@ -1,0 +1,203 @@
+"""The loss of deeply supervised segmentation and the scores that follow a training.
+
+Both take labels of any integer or float type, (batch, h, w) or (batch, h, w, 1): class indices, or
+for two classes cloud fractions in [0, 1]; pixels labelled `ignore_label` count nowhere.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from .files import IGNORE
+from .layers import PACKAGE
+
+
+def _align_corners_matrix(size, new_size):
+    """(new_size, size) weights of linear interpolation whose first and last samples stay."""
+    position = np.linspace(0, size - 1, new_size) if new_size > 1 else np.zeros(1)
+    low = np.minimum(position.astype(int), max(size - 2, 0))
+    weight = position - low
+    matrix = np.zeros((new_size, size), "float32")
+    matrix[np.arange(new_size), low] = 1 - weight
+    matrix[np.arange(new_size), np.minimum(low + 1, size - 1)] += weight
+    return matrix
+
+
+def _resize(maps, size):
+    """Bilinear resize of (batch, h, w, c) with align_corners=True."""
+    rows = ops.convert_to_tensor(_align_corners_matrix(maps.shape[1], size[0]))
+    columns = ops.convert_to_tensor(_align_corners_matrix(maps.shape[2], size[1]))
+    return ops.einsum("ih,bhwc,jw->bijc", rows, maps, columns)
+
+
+def _float32_logarithms(logits):
+    """log(1 - p) and log(p), at least -100, of a sigmoid p that was rounded to float32.
+
+    1 + exp(-logit) is rounded to multiples of 2^-23. That is written out, as backends reach p = 1 at
+    different logits. Rounding has no gradient, so
+    the exact logarithm lends its own.
+    """
+    exact = ops.log_sigmoid(-logits)
+    sky = ops.round(ops.sigmoid(-logits) * 2.0**23) / 2.0**23
+    rounded = ops.log(ops.maximum(sky, 2.0**-23))
+    log_sky = ops.where(sky > 0, exact + ops.stop_gradient(rounded - exact), -100.0)
+    # exp(-logit) overflows beyond 88.7, so that p is 0
+    log_cloud = ops.where(logits > -88.7, ops.log_sigmoid(logits), -100.0)
+    return log_sky, log_cloud
+
+
+def _squeeze(labels):
+    if len(labels.shape) == 4 and labels.shape[-1] == 1:
+        labels = ops.squeeze(labels, axis=-1)
+    if len(labels.shape) != 3:
+        raise ValueError(
+            "Labels must be (batch, height, width) or (batch, height, width, 1). "
+            f"Received shape: {tuple(labels.shape)}"
+        )
+    return labels
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SegmentationLoss(keras.losses.Loss):
+    """Cross entropy of logits, mean over the pixels of an image that count, then over images.
+
+    Logits smaller than the labels (the heads of deep supervision) are compared with the labels
+    resized bilinearly with align_corners=True, as in the authors' code: soft targets. One channel
+    of logits means binary cross entropy, more mean softmax cross entropy.
+
+    Args:
+        ignore_label: label of the pixels that count nowhere. A resized target is the mean over the
+            counting pixels it is made of, weighted by their share.
+        iou_weight: weight of 1 - IoU added to the cross entropy, where IoU is the soft intersection
+            over union of an image (Rahman & Wang, ISVC 2016), mean over the classes. One pixel in a
+            hundred is added to both, so that a class that an image lacks is no cliff.
+        saturating: as the authors' code, which takes the logarithm of a float32 sigmoid and bounds
+            it at -100: a pixel whose logit is wrong by 17 or more costs 100 and gives no gradient.
+            The default is the exact cross entropy. Two classes only.
+
+    Call: labels (see the module), logits (batch, h', w', 1 or n). Returns a scalar.
+
+    Example:
+
+    >>> loss = SegmentationLoss()
+    >>> float(loss(np.array([[[1, 255]]]), np.zeros((1, 1, 2, 1), "float32")))  # ln 2
+    0.6931471824645996
+    """
+
+    def __init__(
+        self,
+        ignore_label=IGNORE,
+        iou_weight=0.0,
+        saturating=False,
+        name="segmentation_loss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.ignore_label = ignore_label
+        self.iou_weight = iou_weight
+        self.saturating = saturating
+
+    def call(self, y_true, y_pred):
+        logits = ops.cast(y_pred, "float32")
+        labels = _squeeze(ops.convert_to_tensor(y_true))
+        valid = ops.cast(ops.not_equal(labels, self.ignore_label), "float32")[..., None]
+        channels = logits.shape[-1]
+        if channels == 1:
+            target = ops.cast(labels, "float32")[..., None]
+        else:
+            target = ops.one_hot(ops.cast(labels, "int32"), channels, dtype="float32")
+        target = target * valid
+        if labels.shape[1:] != logits.shape[1:3]:
+            valid = _resize(valid, logits.shape[1:3])
+            target = _resize(target, logits.shape[1:3]) / ops.maximum(valid, 1e-6)
+        if channels == 1 and self.saturating:
+            log_sky, log_cloud = _float32_logarithms(logits)
+            entropy = -target * log_cloud - (1.0 - target) * log_sky
+        elif channels == 1:
+            softplus = ops.log1p(ops.exp(-ops.abs(logits)))
+            entropy = ops.relu(logits) - logits * target + softplus
+        else:
+            entropy = -ops.sum(target * ops.log_softmax(logits), axis=-1, keepdims=True)
+        count = ops.maximum(ops.sum(valid, axis=(1, 2, 3)), 1e-6)
+        value = ops.sum(valid * entropy, axis=(1, 2, 3)) / count
+        if not self.iou_weight:
+            return value
+        if channels == 1:
+            probability = ops.sigmoid(logits)
+            target = ops.concatenate([1.0 - target, target], axis=-1)
+            probability = ops.concatenate([1.0 - probability, probability], axis=-1)
+        else:
+            probability = ops.softmax(logits)
+        both = valid * target * probability
+        either = valid * (target + probability) - both
+        count = 0.01 * count[:, None]
+        iou = (ops.sum(both, axis=(1, 2)) + count) / (ops.sum(either, axis=(1, 2)) + count)
+        return value + self.iou_weight * (1.0 - ops.mean(iou, axis=-1))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "ignore_label": self.ignore_label,
+            "iou_weight": self.iou_weight,
+            "saturating": self.saturating,
+        }
+
+
+class _ConfusionMetric(keras.metrics.Metric):
+    """Sums a confusion matrix over all pixels that count, [true, predicted]."""
+
+    def __init__(self, num_classes=2, ignore_label=IGNORE, name=None, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        # shares of pixels are added, not pixels: float32 counts no higher than 2^24
+        self.shares = self.add_variable((num_classes, num_classes), "zeros", name="shares")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        labels = _squeeze(ops.convert_to_tensor(y_true))
+        valid = ops.not_equal(labels, self.ignore_label)
+        if y_pred.shape[-1] == 1:
+            labels = ops.cast(ops.cast(labels, "float32") >= 0.5, "int32")
+            predicted = ops.cast(y_pred[..., 0] > 0, "int32")
+        else:
+            labels = ops.cast(labels, "int32")
+            predicted = ops.argmax(y_pred, axis=-1)
+        index = ops.where(valid, labels * self.num_classes + predicted, -1)
+        counts = ops.one_hot(index, self.num_classes**2, dtype="float32")
+        shares = ops.sum(ops.mean(counts, axis=(1, 2)), axis=0)
+        self.shares.assign(self.shares + ops.reshape(shares, self.shares.shape))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "ignore_label": self.ignore_label,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PixelAccuracy(_ConfusionMetric):
+    """Share of the counting pixels that the logits classify rightly, pooled over all images."""
+
+    def __init__(self, num_classes=2, ignore_label=IGNORE, name="accuracy", **kwargs):
+        super().__init__(num_classes, ignore_label, name, **kwargs)
+
+    def result(self):
+        return ops.trace(self.shares) / ops.maximum(ops.sum(self.shares), 1e-12)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class MeanIoU(_ConfusionMetric):
+    """Mean over the classes of intersection over union, pooled over all images, from logits."""
+
+    def __init__(self, num_classes=2, ignore_label=IGNORE, name="miou", **kwargs):
+        super().__init__(num_classes, ignore_label, name, **kwargs)
+
+    def result(self):
+        hits = ops.diagonal(self.shares)
+        union = ops.sum(self.shares, axis=0) + ops.sum(self.shares, axis=1) - hits
+        seen = ops.cast(union > 0, "float32")
+        iou = hits / ops.maximum(union, 1e-12)
+        return ops.sum(iou * seen) / ops.maximum(ops.sum(seen), 1.0)

@@ -1,0 +1,296 @@
+"""DDUNet: the Dual Dynamic U-Net as a Keras model."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from .files import DataError
+from .images import normalize, resize_image, resize_probabilities
+from .layers import DMSC, DWBG, PACKAGE, ConvBNReLU, InvertedResidual, UpConvBNReLU
+from .sky import Segmentation, horizon_mask
+
+VARIANTS = ("full", "dmsc", "baseline")
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class DDUNet(keras.Model):
+    """Segments clouds in a photo of the sky with 0.33 M parameters (at `base_channels=8`).
+
+    A U-Net of five stages. `variant="full"` has dynamic multi-scale convolutions (`DMSC`) in the
+    encoder and heads whose weights are generated for each image (`DWBG`); "dmsc" has a static head,
+    "baseline" has 3x3 convolutions in the encoder too. Source: Li et al., IGARSS 2025,
+    arXiv:2501.15385, figure 1; the authors' code where the text is open.
+
+    It is a plain functional Keras model: `compile`, `fit`, `save` work as ever. Where there are
+    several outputs, `fit` and `evaluate` need the labels only once: every output is compared with
+    them, and metrics see the full-size output alone.
+
+    Args:
+        image_shape: (height, width, 3); height and width are multiples of 16, square or not.
+        base_channels: channels of the first stage; the paper has 4, 8 and 16.
+        variant: "full", "dmsc" or "baseline".
+        num_classes: 2 gives one channel of logits (cloud), more give one channel for each class.
+        upsampling: "bilinear" (half-pixel centres, runs on every device) or "align_corners" (the
+            authors', needed with their checkpoints).
+        deep_supervision: whether "full" gives the logits of its last three decoder stages, for
+            training, or those at full size alone. The weights are the same.
+
+    Input: (batch, height, width, 3), RGB as `x / 127.5 - 1`, so in [-1, 1]; `segment` takes a photo
+    as it is. Output: logits (batch, height, width, 1 or num_classes); with deep supervision a list
+    of three, at full, half and quarter size.
+
+    Raises:
+        ValueError: an argument has another value than those named here.
+
+    Example:
+
+    >>> model = DDUNet(image_shape=(64, 96, 3), base_channels=4)
+    >>> [tuple(logits.shape) for logits in model(np.zeros((1, 64, 96, 3)))]
+    [(1, 64, 96, 1), (1, 32, 48, 1), (1, 16, 24, 1)]
+    """
+
+    def __init__(
+        self,
+        image_shape=(304, 304, 3),
+        base_channels=8,
+        variant="full",
+        num_classes=2,
+        upsampling="bilinear",
+        deep_supervision=True,
+        dtype=None,
+        name="ddunet",
+        **kwargs,
+    ):
+        image_shape = _check_image_shape(image_shape)
+        if variant not in VARIANTS:
+            raise ValueError(f"`variant` must be one of {VARIANTS}. Received: variant={variant!r}")
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(
+                f"`num_classes` must be an integer of 2 or more. Received: {num_classes!r}"
+            )
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+
+        # === Layers ===
+        widths = [base_channels * 2**stage for stage in range(5)]
+        out_channels = 1 if num_classes == 2 else num_classes
+        stem = ConvBNReLU(base_channels, dtype=policy, name="stem")
+        encoder_block = ConvBNReLU if variant == "baseline" else DMSC
+        encoder = [
+            encoder_block(width, dtype=policy, name=f"encoder_{stage + 1}")
+            for stage, width in enumerate(widths)
+        ]
+        down = [
+            ConvBNReLU(width, strides=2, dtype=policy, name=f"down_{stage + 1}")
+            for stage, width in enumerate(widths[1:])
+        ]
+        up = [
+            UpConvBNReLU(width, upsampling, dtype=policy, name=f"up_{stage + 1}")
+            for stage, width in enumerate(widths[-2::-1])
+        ]
+        decoder = [
+            [
+                InvertedResidual(filters, dtype=policy, name=f"decoder_{stage + 1}_{part + 1}")
+                for part, filters in enumerate(
+                    (width,) if variant == "baseline" else (2 * width, width)
+                )
+            ]
+            for stage, width in enumerate(widths[-2::-1])
+        ]
+        # logits are float32 whatever the policy: the loss needs the range
+        heads = (
+            [
+                DWBG(out_channels, ratio, dtype="float32", name=f"head_{index + 1}")
+                for index, ratio in enumerate((4, 2, 1) if deep_supervision else (4,))
+            ]
+            if variant == "full"
+            else [
+                layers.Conv2D(
+                    out_channels,
+                    3,
+                    padding="same",
+                    data_format="channels_last",
+                    dtype="float32",
+                    name="head_1",
+                )
+            ]
+        )
+
+        # === Functional Model ===
+        image = keras.Input(shape=image_shape, name="image")
+        x = stem(image)
+        skips = []
+        for stage in range(5):
+            x = encoder[stage](down[stage - 1](x) if stage else x)
+            skips.append(x)
+        decoded = []
+        for stage, blocks in enumerate(decoder):
+            x = layers.Concatenate(dtype=policy, name=f"concatenate_{stage + 1}")(
+                [up[stage](x), skips[3 - stage]]
+            )
+            for block in blocks:
+                x = block(x)
+            decoded.append(x)
+        if variant == "full":
+            logits = [
+                head([feature, skip])
+                for head, feature, skip in zip(heads, decoded[::-1], skips, strict=False)
+            ]
+        else:
+            logits = [heads[0](x)]
+        super().__init__(
+            inputs=image, outputs=logits if len(logits) > 1 else logits[0], name=name, **kwargs
+        )
+
+        # === Config ===
+        self.image_shape = image_shape
+        self.base_channels = base_channels
+        self.variant = variant
+        self.num_classes = num_classes
+        self.upsampling = upsampling
+        self.deep_supervision = bool(deep_supervision)
+        self.policy = policy
+
+    def get_config(self):
+        return {
+            "image_shape": self.image_shape,
+            "base_channels": self.base_channels,
+            "variant": self.variant,
+            "num_classes": self.num_classes,
+            "upsampling": self.upsampling,
+            "deep_supervision": self.deep_supervision,
+            "dtype": self.policy.name,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+    def resized(self, image_shape) -> DDUNet:
+        """The same network with the same weights for another `image_shape`, without heads that only
+        train."""
+        config = {**self.get_config(), "image_shape": image_shape, "deep_supervision": False}
+        model = type(self)(**config)
+        for layer in model.layers:
+            layer.set_weights(self.get_layer(layer.name).get_weights())
+        return model
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        # one loss is meant for every output; Keras asks for a list of them
+        super().compile(optimizer, _for_each(loss, self.outputs), **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if isinstance(y_pred, (list, tuple)):
+            y = _for_each(y, y_pred)
+            sample_weight = _for_each(sample_weight, y_pred)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        y, y_pred, sample_weight = (
+            value[0] if isinstance(value, (list, tuple)) else value
+            for value in (y, y_pred, sample_weight)
+        )
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def predict_probabilities(self, image) -> np.ndarray:
+        """Class probabilities of one photo at the size of the network.
+
+        Args:
+            image: uint8 (h, w, 3), RGB, of any size.
+
+        Returns:
+            float32 (height, width), the probability of cloud; for `num_classes` n > 2
+            (height, width, n). Height and width are those of `image_shape`. It is the `predictor`
+            that `ddunet_keras.evaluate` takes.
+        """
+        inputs = normalize(resize_image(image, self.image_shape[:2]))[None]
+        logits = self.predict_on_batch(inputs)
+        logits = logits[0] if isinstance(logits, (list, tuple)) else logits
+        if self.num_classes == 2:
+            return ops.convert_to_numpy(ops.sigmoid(logits[0, ..., 0]))
+        return ops.convert_to_numpy(ops.softmax(logits[0]))
+
+    def segment(self, image, threshold=0.5, horizon=None, channel_order="rgb") -> Segmentation:
+        """Finds the clouds in one photo.
+
+        Args:
+            image: uint8 (h, w, 3) of any size.
+            threshold: probability in (0, 1) from which a pixel is cloud (two classes only).
+            horizon: None, "auto", "circle:x,y,r" (pixels of the photo), a mask file or a boolean
+                array; outside it nothing counts. See `ddunet_keras.sky.horizon_mask`.
+            channel_order: "rgb", or "bgr" as OpenCV reads.
+
+        Returns:
+            `ddunet_keras.sky.Segmentation`: `mask`, `cloud_cover`, `overlay()`, all at the photo's
+            own size.
+
+        Raises:
+            ValueError: the image is not uint8 (h, w, 3), or another argument is out of its range.
+
+        Example:
+
+        >>> photo = np.zeros((40, 60, 3), "uint8")
+        >>> DDUNet(image_shape=(32, 48, 3), base_channels=2).segment(photo).mask.shape
+        (40, 60)
+        """
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                "`image` must be uint8 of shape (height, width, 3). "
+                f"Received: {image.dtype} of shape {image.shape}"
+            )
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
+        if channel_order == "bgr":
+            image = np.ascontiguousarray(image[..., ::-1])
+        valid = horizon_mask(horizon, image)
+        probabilities = resize_probabilities(self.predict_probabilities(image), image.shape[:2])
+        return Segmentation(image, probabilities, valid, threshold)
+
+
+def _check_image_shape(image_shape):
+    shape = tuple(image_shape)
+    fits = len(shape) == 3 and all(isinstance(s, (int, np.integer)) and s > 0 for s in shape)
+    if not fits or shape[2] != 3 or shape[0] % 16 or shape[1] % 16:
+        raise ValueError(
+            "`image_shape` must be (height, width, 3) with height and width multiples of 16. "
+            f"Received: image_shape={image_shape}"
+        )
+    return tuple(int(s) for s in shape)
+
+
+def _for_each(value, outputs):
+    nested = value is None or isinstance(value, (list, tuple, dict)) or len(outputs) == 1
+    return value if nested else [value] * len(outputs)
+
+
+def load_model(path) -> DDUNet:
+    """Loads a `.keras` file that holds a DDUNet, without its optimizer.
+
+    The file's own description is checked first: it names no class but DDUNet, so nothing that a
+    foreign file asks for is imported or run.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, of another type or holds another model.
+    """
+    path = Path(path)
+    if not path.is_file() or path.suffix != ".keras":
+        what = "not a .keras file" if path.is_file() else "no such file"
+        raise DataError(f"{path}: {what}; a model that `ddunet train` wrote was expected")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > 1_000_000:
+                raise ValueError("its config.json is over 1 MB")
+            config = json.loads(archive.read("config.json"))
+        if config.get("registered_name") != f"{PACKAGE}>DDUNet":
+            raise ValueError(f"it holds a {config.get('class_name')}, not a DDUNet")
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # zip, JSON, HDF5 and Keras raise many types on corrupt input
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: no readable DDUNet model ({reason})") from None

@@ -1,0 +1,174 @@
+"""Reads the checkpoints that the authors of DDUNet publish (PaddlePaddle `.pdparams`)."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .files import DataError
+
+MAX_BYTES = 500_000_000
+"""Largest checkpoint that is read (bytes); the widest DDUNet of the paper has 5 MB."""
+
+# what a pickled dict of NumPy arrays asks for, and nothing else
+_ADMITTED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,
+    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
+}
+
+# our variable path -> the authors' parameter name, applied in this order
+_NAMES = (
+    (r"^stem/", "in_conv/"),
+    (r"^encoder_(\d)/", r"dmsc_\1/"),
+    (r"^down_(\d)/", r"down_\1/downsample/"),
+    (r"^up_(\d)/", r"up_\1/conv/"),
+    (r"^decoder_(\d)_(\d)/", lambda m: f"double_conv_{int(m[1]) + 5}/conv{m[2]}/conv/"),
+    (
+        r"^head_(\d)/(weight|bias)_(\d)/",
+        lambda m: f"classifier{m[1]}/{m[2]}_layers/{_LINEAR[m[3]]}/",
+    ),
+    (r"^head_1/", "classifier1/"),
+    (r"/residual/", "/conv/conv/"),
+    (r"/gate_(\d)/", lambda m: f"/weights_branch/{_LINEAR[m[1]]}/"),
+    (r"/branch_(\d)/", r"/dilated_convs/\1/0/"),
+    (r"/branch_norm_(\d)/", r"/dilated_convs/\1/1/"),
+    (r"/out_conv/", "/out_conv/0/"),
+    (r"/out_norm/", "/out_conv/1/"),
+    (r"/depthwise_norm/", "/0/1/"),
+    (r"/depthwise/", "/0/0/"),
+    (r"/pointwise_norm/", "/2/"),
+    (r"/pointwise/", "/1/"),
+    (r"(^in_conv|/in_conv|^dmsc_\d|/downsample|^up_\d/conv)/conv/(?=kernel$)", r"\1/conv2d/"),
+    (r"(^in_conv|/in_conv|^dmsc_\d|/downsample|^up_\d/conv)/norm/", r"\1/bn/"),
+    (r"/(kernel|gamma)$", "/weight"),
+    (r"/beta$", "/bias"),
+    (r"/moving_(mean|variance)$", r"/_\1"),
+)
+_LINEAR = {"1": "0", "2": "2"}  # places of the linear layers in the authors' two-layer perceptrons
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}; only NumPy arrays are admitted"
+            ) from None
+
+
+def read_pdparams(path) -> dict[str, np.ndarray]:
+    """Reads a `.pdparams` file: the authors' parameter names and arrays.
+
+    The file is a pickle. Only NumPy arrays are admitted; whatever else it asks for is refused before
+    it is imported, so that a malicious file executes nothing.
+
+    Raises:
+        DataError: the file is missing, empty, too large, corrupt, or holds anything but arrays.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a .pdparams checkpoint was expected")
+    if not 0 < path.stat().st_size <= MAX_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes; 1 to {MAX_BYTES:,} are read")
+    try:
+        state = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a corrupt pickle raises nearly any type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: not a checkpoint of NumPy arrays ({reason})") from None
+    if not isinstance(state, dict):
+        raise DataError(f"{path}: holds a {type(state).__name__}, a dict of arrays was expected")
+    # Paddle adds a table of names to what paddle.save writes of a layer
+    state = {k: v for k, v in state.items() if k != "StructuredToParameterName@@"}
+    for name, array in state.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: {name!r} is a {type(array).__name__}, an array was expected")
+        if array.dtype.kind != "f":
+            raise DataError(f"{path}: {name!r} has type {array.dtype}, numbers were expected")
+    return state
+
+
+def paddle_name(variable_path, variant="full") -> str:
+    """The authors' name of a DDUNet variable, given its path after the model's name.
+
+    Example:
+
+    >>> paddle_name("encoder_2/residual/pointwise/kernel")
+    'dmsc_2.conv.conv.1.weight'
+    """
+    name = variable_path
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    if variant == "baseline":
+        name = re.sub(r"^(double_conv_\d)/conv1/", r"\1/", name)
+    return name.replace("/", ".")
+
+
+def _to_keras(array, variable):
+    """(out, in, kh, kw) -> Keras's (kh, kw, in, out); a depthwise kernel is (c, 1, kh, kw)."""
+    if array.ndim != 4:
+        return array
+    axes = (
+        (2, 3, 0, 1) if "depthwise" in variable.path or "branch_" in variable.path else (2, 3, 1, 0)
+    )
+    return array.transpose(axes)
+
+
+def load_state(model, state, source="state") -> None:
+    """Sets a DDUNet's variables from a dict of the authors' parameter names and arrays.
+
+    Raises:
+        DataError: a parameter is missing, left over, or of another shape; each is named, and the
+            model is left as it was. `source` stands before the message.
+    """
+    left, values, problems = dict(state), [], []
+    for variable in model.variables:
+        path = variable.path.removeprefix(f"{model.name}/")
+        name = paddle_name(path, model.variant)
+        if name not in left:
+            problems.append(f"missing {name} {tuple(variable.shape)}")
+            continue
+        array = left.pop(name)
+        value = _to_keras(array, variable)
+        if value.shape != tuple(variable.shape):
+            problems.append(
+                f"{name} has shape {array.shape}, which gives {value.shape}, "
+                f"not {tuple(variable.shape)}"
+            )
+        values.append((variable, value))
+    if model.variant == "full" and not model.deep_supervision:
+        left = {k: v for k, v in left.items() if not re.match(r"classifier[23]\.", k)}
+    problems += [f"unexpected {name} {array.shape}" for name, array in left.items()]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(
+            f"{source}: does not fit DDUNet(base_channels={model.base_channels}, "
+            f"variant={model.variant!r}, num_classes={model.num_classes}): "
+            + "; ".join(problems[:5])
+            + more
+        )
+    for variable, value in values:
+        variable.assign(value)
+
+
+def load_paddle_weights(model, path) -> None:
+    """Loads a checkpoint of the authors into a DDUNet of the same variant and width.
+
+    Build the model with `upsampling="align_corners"`, as theirs has.
+
+    Args:
+        model: a `DDUNet`.
+        path: the `.pdparams` file.
+
+    Raises:
+        DataError: see `read_pdparams` and `load_state`.
+    """
+    load_state(model, read_pdparams(path), source=path)

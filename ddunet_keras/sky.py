@@ -1,0 +1,253 @@
+"""From probabilities to what a sky camera's owner reads: cloud cover, mask and overlay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddunet_keras.files import IGNORE
+from ddunet_keras.horizon import horizon_mask
+
+__all__ = ["CloudCover", "Segmentation", "cloud_cover", "horizon_mask"]
+
+CLOUD_COLORS = (
+    (204, 0, 140),
+    (240, 228, 66),
+    (0, 158, 115),
+    (213, 94, 0),
+)
+"""Overlay colours of the cloud classes, densest first, after Okabe & Ito (2008): the colour-blind
+tell them apart, and the first occurs neither in blue nor in city-lit skies. Sky is not tinted."""
+
+CONTOUR_COLOR = (255, 255, 255)
+"""Overlay colour of the line between two classes."""
+
+NOT_VALID = 128
+"""Value in a two-class mask picture of a pixel outside the horizon (sky is 0, cloud 255)."""
+
+
+@dataclass(frozen=True)
+class CloudCover:
+    """Share of the visible sky that clouds cover.
+
+    The share is one of pixels: a fisheye photo's pixels are not weighted by solid angle.
+
+    Attributes:
+        fraction: cloudy share of the valid pixels, 0 to 1; NaN where no pixel is valid.
+        valid_fraction: share of the photo's pixels that are valid, 0 to 1.
+
+    Example:
+
+    >>> cover = CloudCover(fraction=0.98, valid_fraction=1.0)
+    >>> cover.percent, cover.okta
+    (98.0, 7)
+    """
+
+    fraction: float
+    valid_fraction: float
+
+    @property
+    def percent(self) -> float:
+        """Cloud cover in percent, 0 to 100; NaN where no pixel is valid."""
+        return 100.0 * self.fraction
+
+    @property
+    def okta(self) -> int | None:
+        """Cloud cover in eighths, 0 to 8; None where no pixel is valid.
+
+        0 is kept for a sky without any cloud and 8 for one without any gap, so that a trace of
+        cloud is 1 and a trace of sky 7 (WMO-No. 8, Guide to Instruments and Methods of
+        Observation, observation of clouds; WMO-No. 306, code table 2700).
+        """
+        if math.isnan(self.fraction):
+            return None
+        if self.fraction in (0.0, 1.0):
+            return int(8 * self.fraction)
+        return min(max(math.floor(8 * self.fraction + 0.5), 1), 7)
+
+    def to_dict(self) -> dict:
+        """`fraction`, `percent`, `okta` and `valid_fraction`, as plain numbers."""
+        return {
+            "fraction": self.fraction,
+            "percent": self.percent,
+            "okta": self.okta,
+            "valid_fraction": self.valid_fraction,
+        }
+
+
+def cloud_cover(labels, valid=None) -> CloudCover:
+    """Cloud cover of a label map: every class above 0 is cloud.
+
+    Args:
+        labels: integers or booleans (h, w): 0 sky, 1 and more cloud, 255 (`IGNORE`) not counted.
+            Of a mask picture, in which 255 is cloud, pass `mask == 255`.
+        valid: boolean (h, w), True where a pixel counts; every pixel by default.
+
+    Raises:
+        ValueError: `labels` is not (h, w) of integers or booleans, or `valid` has another shape.
+
+    Example:
+
+    >>> cloud_cover(np.array([[0, 1], [2, 255]])).fraction
+    0.6666666666666666
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "biu":
+        raise ValueError(
+            f"labels: expected integers or booleans of shape (h, w), received {labels.dtype} of "
+            f"shape {labels.shape}"
+        )
+    counted = labels != IGNORE
+    if valid is not None:
+        counted &= _as_valid(valid, labels.shape)
+    total = int(counted.sum())
+    cloudy = int((counted & (labels > 0)).sum())
+    return CloudCover(cloudy / total if total else math.nan, total / max(labels.size, 1))
+
+
+def _as_valid(valid, shape):
+    valid = np.asarray(valid)
+    if valid.shape != shape or valid.dtype != bool:
+        raise ValueError(
+            f"valid: expected booleans of shape {shape}, received {valid.dtype} of shape "
+            f"{valid.shape}"
+        )
+    return valid
+
+
+@dataclass(eq=False)
+class Segmentation:
+    """A photo, what the network says of it, and what follows from that.
+
+    Args:
+        image: the photo, uint8 (h, w, 3), RGB.
+        probabilities: float (h, w), probability of cloud, or (h, w, n) of each of n classes, of
+            which the first is sky; 0 to 1.
+        valid: boolean (h, w), True where the photo shows sky; everywhere by default.
+        threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
+            none, the likeliest class counts.
+        class_names: names of the n classes.
+
+    Raises:
+        ValueError: an argument has another shape, type or range.
+
+    Example:
+
+    >>> image = np.zeros((2, 2, 3), np.uint8)
+    >>> result = Segmentation(image, np.array([[0.1, 0.2], [0.3, 0.9]]))
+    >>> result.cloud_cover.percent, result.mask.tolist()
+    (25.0, [[0, 0], [0, 255]])
+    """
+
+    image: np.ndarray
+    probabilities: np.ndarray
+    valid: np.ndarray | None = None
+    threshold: float = 0.5
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        self.image = np.asarray(self.image)
+        shape = self.image.shape
+        if len(shape) != 3 or shape[-1] != 3 or 0 in shape or self.image.dtype != np.uint8:
+            raise ValueError(
+                f"image: expected uint8 of shape (h, w, 3), received {self.image.dtype} of shape "
+                f"{shape}"
+            )
+        values = np.asarray(self.probabilities, np.float32)
+        if values.shape[:2] != shape[:2] or values.ndim > 3 or values.shape[2:] in ((0,), (1,)):
+            raise ValueError(
+                f"probabilities: expected shape {shape[:2]} or {(*shape[:2], 'n')} with n > 1, "
+                f"received {values.shape}"
+            )
+        # resizing may round to a little over 1
+        if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
+            raise ValueError(
+                f"probabilities: expected values in [0, 1], received {values.min()} to "
+                f"{values.max()}; apply the sigmoid or softmax to logits"
+            )
+        self.probabilities = values.clip(0, 1)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: expected a number in [0, 1], received {self.threshold!r}")
+        if self.valid is None:
+            self.valid = np.ones(shape[:2], bool)
+        self.valid = _as_valid(self.valid, shape[:2])
+        if self.class_names is None:
+            clouds = {2: ("cloud",), 3: ("thin cloud", "thick cloud")}
+            numbered = tuple(f"cloud {k}" for k in range(1, self.num_classes))
+            self.class_names = ("sky", *clouds.get(self.num_classes, numbered))
+        self.class_names = tuple(self.class_names)
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names: expected {self.num_classes} names, received {self.class_names}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, sky among them."""
+        return 2 if self.probabilities.ndim == 2 else self.probabilities.shape[-1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid."""
+        if self.probabilities.ndim == 2:
+            labels = self.probabilities >= self.threshold
+        else:
+            labels = self.probabilities.argmax(axis=-1)
+        return np.where(self.valid, labels, IGNORE).astype(np.uint8)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """uint8 (h, w), to be saved as a picture and read again as a data set's mask.
+
+        Two classes: sky 0, cloud 255, not valid 128. More: as `labels`.
+        """
+        labels = self.labels
+        if self.num_classes > 2:
+            return labels
+        return np.where(self.valid, labels * np.uint8(255), NOT_VALID).astype(np.uint8)
+
+    @property
+    def cloud_cover(self) -> CloudCover:
+        """Cloud cover of the valid pixels."""
+        return cloud_cover(self.labels)
+
+    def overlay(self, alpha=0.45) -> np.ndarray:
+        """The photo with clouds tinted, classes outlined and what is not valid darkened.
+
+        Args:
+            alpha: opacity of the tint, 0 (the outline alone) to 1.
+
+        Returns:
+            uint8 (h, w, 3). The outline's width grows with the photo's size.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected a number in [0, 1], received {alpha!r}")
+        labels = self.labels
+        # what becomes of each value, by label: far faster than blending a large photo
+        table = np.tile(np.arange(256.0)[:, None], (256, 1, 3))
+        for label in range(1, self.num_classes):
+            color = np.array(CLOUD_COLORS[(self.num_classes - 1 - label) % len(CLOUD_COLORS)])
+            table[label] = (1 - alpha) * table[label] + alpha * color
+        table[IGNORE] *= 0.35
+        table = np.rint(table).astype(np.uint8).reshape(-1, 3)
+        rows = labels.astype(np.uint16) * 256
+        picture = np.stack([table[rows + self.image[..., c], c] for c in range(3)], axis=-1)
+        line = max(round(min(labels.shape) / 250), 1)
+        picture[_contour(labels, line)] = CONTOUR_COLOR
+        return picture
+
+    def to_dict(self) -> dict:
+        """As `CloudCover.to_dict`."""
+        return self.cloud_cover.to_dict()
+
+
+def _contour(labels, line):
+    """Where a line of `line` pixels between two classes runs, not along what is not valid."""
+    contour = np.zeros(labels.shape, bool)
+    for here, drawn in ((labels, contour), (labels.T, contour.T)):
+        before, after = here[:-line], here[line:]
+        differ = (before != after) & (before != IGNORE) & (after != IGNORE)
+        drawn[(line + 1) // 2 :][: len(differ)] |= differ
+    return contour

@@ -1,0 +1,167 @@
+"""Pictures: they are written whole, show what they should, and bad input is named."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddunet_keras import metrics, plots
+from ddunet_keras.files import IGNORE, DataError
+
+HISTORY = {
+    "epoch": [0, 1, 2],
+    "loss": [0.7, 0.5, 0.4],
+    "val_loss": [0.8, 0.6, 0.5],
+    "accuracy": [0.6, 0.7, 0.8],
+    "val_accuracy": [0.5, 0.6, float("nan")],
+    "miou": [0.4, 0.5, 0.6],
+    "learning_rate": [1e-3, 9e-4, 8e-4],
+}
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def has_color(picture, color):
+    rgb = [int(color[k : k + 2], 16) for k in (1, 3, 5)]
+    return bool((picture == rgb).all(-1).any())
+
+
+def write_csv(path, history):
+    rows = zip(*history.values(), strict=True)
+    lines = [",".join(history), *(",".join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_history_from_a_dict_and_from_its_csv_is_one_picture(tmp_path):
+    plots.plot_history(HISTORY, tmp_path / "a.png")
+    plots.plot_history(write_csv(tmp_path / "history.csv", HISTORY), tmp_path / "b.png")
+    first = pixels(tmp_path / "a.png")
+    np.testing.assert_array_equal(first, pixels(tmp_path / "b.png"))
+    assert has_color(first, plots.BLUE) and has_color(first, plots.ORANGE)
+
+
+def test_history_panels_follow_what_was_measured(tmp_path):
+    widths = []
+    for names in (["loss"], ["loss", "miou"], ["loss", "miou", "learning_rate"]):
+        plots.plot_history({name: HISTORY[name] for name in names}, tmp_path / "a.png")
+        widths.append(pixels(tmp_path / "a.png").shape[1])
+    assert widths[0] < widths[1] < widths[2]
+
+
+def test_a_single_epoch_is_visible(tmp_path):
+    plots.plot_history({"loss": [0.5]}, tmp_path / "a.png")
+    assert has_color(pixels(tmp_path / "a.png"), plots.BLUE)
+
+
+def test_an_empty_cell_of_history_csv_is_not_a_number(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss,val_loss\n0,0.5,\n1,0.4,0.6\n\n")
+    history = plots.read_history(path)
+    assert history["loss"] == [0.5, 0.4]
+    assert np.isnan(history["val_loss"][0]) and history["val_loss"][1] == 0.6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"epoch,loss\n", b"epoch,loss\n0\n", b"epoch,loss\n0,low\n", b"\x89PNG\xff\xfe\x00\x01"],
+    ids=["empty", "no epoch", "truncated", "words", "random bytes"],
+)
+def test_a_bad_history_csv_is_named(tmp_path, content):
+    path = tmp_path / "history.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"history\.csv"):
+        plots.plot_history(path, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_missing_history_is_named(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(DataError, match="no such file"):
+            plots.plot_history(path, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "history", [{}, {"loss": []}, {"miou": [0.5]}, {"loss": [1.0, 2.0], "val_loss": [1.0]}]
+)
+def test_a_history_without_loss_or_of_unequal_lengths_is_refused(tmp_path, history):
+    with pytest.raises(ValueError, match="received"):
+        plots.plot_history(history, tmp_path / "a.png")
+
+
+def test_curves_draw_each_set_and_the_threshold(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 5000)
+    curve = metrics.curves(metrics.curve_counts((truth + 2 * rng.random(5000)) / 3, truth))
+    plots.plot_curves({"day": curve}, tmp_path / "one.png")
+    plots.plot_curves({"day": curve, "night": curve}, tmp_path / "two.png", threshold=0.5)
+    one, two = pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png")
+    assert has_color(one, plots.BLUE) and not has_color(one, plots.ORANGE)
+    assert has_color(two, plots.ORANGE)
+    with pytest.raises(ValueError, match=r"received \{\}"):
+        plots.plot_curves({}, tmp_path / "none.png")
+
+
+def test_curves_without_sky_pixels_are_drawn_empty(tmp_path):
+    curve = metrics.curves(metrics.curve_counts(np.full(9, 0.5), np.ones(9, int)))
+    plots.plot_curves({"overcast": curve}, tmp_path / "a.png", threshold=0.5)
+    assert pixels(tmp_path / "a.png").std() > 0
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (30, 70), (70, 30)])
+def test_sheet_colours_both_errors_and_ignored_pixels(tmp_path, shape):
+    photo = np.full((*shape, 3), (12, 200, 34), np.uint8)
+    truth = np.zeros(shape, np.uint8)
+    truth[:, : shape[1] // 2] = 1
+    right = truth.copy()
+    wrong = 1 - truth
+    plots.plot_sheet({"best": [("a", photo, truth, right)]}, tmp_path / "right.png")
+    plots.plot_sheet({"worst": [("a", photo, truth, wrong)]}, tmp_path / "wrong.png")
+    truth[:10] = IGNORE
+    plots.plot_sheet({"worst": [("a", photo, truth, wrong)]}, tmp_path / "ignored.png")
+
+    def area(name, color):
+        rgb = [int(color[k : k + 2], 16) for k in (1, 3, 5)]
+        return int((pixels(tmp_path / name) == rgb).all(-1).sum())
+
+    for color in (plots.BLUE, plots.ORANGE):
+        # the legend alone, against the legend and half of a picture
+        assert area("wrong.png", color) > area("right.png", color) + 1000
+        assert area("ignored.png", color) < area("wrong.png", color)
+    assert area("ignored.png", plots.PURPLE) > area("wrong.png", plots.PURPLE) + 1000
+    assert area("right.png", "#0cc822") > 1000
+
+
+def test_sheet_rows_may_differ_in_length_and_size(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def entry(height, width):
+        labels = rng.integers(0, 3, (height, width)).astype(np.uint8)
+        return "a", rng.integers(0, 255, (height, width, 3)).astype(np.uint8), labels, labels
+
+    rows = {"best": [entry(20, 30), entry(50, 20)], "worst": [entry(1, 1)]}
+    plots.plot_sheet(rows, tmp_path / "a.png", num_classes=3)
+    assert pixels(tmp_path / "a.png").std() > 0
+    for nothing in ({}, {"best": []}):
+        with pytest.raises(ValueError, match="received"):
+            plots.plot_sheet(nothing, tmp_path / "b.png")
+
+
+def test_a_failed_plot_leaves_the_earlier_file_and_no_other(tmp_path):
+    path = tmp_path / "a.png"
+    plots.plot_history(HISTORY, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        plots.plot_history({"loss": ["low"]}, path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_plots_leave_pyplot_alone(tmp_path):
+    code = "import sys, ddunet_keras.plots; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

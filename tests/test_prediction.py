@@ -1,0 +1,113 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddunet_keras.files import DataError, read_gray, read_image
+from ddunet_keras.prediction import find_photos, predict_files
+from ddunet_keras.sky import Segmentation
+
+
+class Bright:
+    """Stands in for a model: bright pixels are cloud."""
+
+    def segment(self, image, threshold=0.5, horizon=None):
+        valid = None
+        if horizon is not None:
+            valid = np.zeros(image.shape[:2], bool)
+            valid[:horizon] = True
+        return Segmentation(image, image.mean(axis=-1) / 255, valid, threshold)
+
+
+def photo(path, value=255, size=(24, 18), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value,) * 3).save(path, **options)
+    return path
+
+
+def test_photos_are_found_once_and_named_apart(tmp_path):
+    folder = tmp_path / "photos"
+    paths = [photo(folder / name) for name in ("a.jpg", "a.png", "B.PNG", "c.webp")]
+    other = photo(tmp_path / "other" / "A.jpg")
+    (folder / "notes.txt").write_text("no photo")
+    photo(folder / ".hidden.jpg")
+    named = find_photos([folder, folder / "a.jpg", str(other)])
+    assert sorted(named.values()) == sorted([*paths, other])
+    assert len({name.casefold() for name in named}) == len(named)
+    assert named["a"] == folder / "a.jpg" and named["A-3"] == other
+
+
+def test_a_name_that_a_photo_bears_is_not_given_away(tmp_path):
+    for name in ("sky.jpg", "sky.png", "sky-2.jpg"):
+        photo(tmp_path / name)
+    assert len(find_photos([tmp_path])) == 3
+
+
+@pytest.mark.parametrize("files", [(), ("notes.txt",)])
+def test_a_folder_without_photos_is_an_error(tmp_path, files):
+    for name in files:
+        (tmp_path / name).write_text("")
+    with pytest.raises(DataError, match="holds no photos"):
+        find_photos([tmp_path])
+
+
+def test_results_lie_beside_one_json(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / "sky.png", 200, (31, 17))])
+    out = tmp_path / "out"
+    (record,) = predict_files(Bright(), photos, out, threshold=0.7, model="m.keras")
+    assert np.array_equal(read_gray(out / record["mask"]), np.full((17, 31), 255))
+    assert read_image(out / record["overlay"]).shape == (17, 31, 3)
+    assert (record["width"], record["height"], record["model"]) == (31, 17, "m.keras")
+    assert record["cloud_cover"]["percent"] == 100 and record["cloud_cover"]["okta"] == 8
+    assert record["seconds"] >= 0
+    assert json.loads((out / "predictions.json").read_text()) == [record]
+    assert sorted(os.listdir(out)) == ["predictions.json", "sky_mask.png", "sky_overlay.jpg"]
+
+
+def test_without_overlay_and_with_a_horizon(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / "sky.jpg", 0)])
+    options = {"overlay": False, "horizon": 9}
+    (record,) = predict_files(Bright(), photos, tmp_path / "out", **options)
+    assert record["cloud_cover"]["valid_fraction"] == 0.5 and "overlay" not in record
+    mask = read_gray(tmp_path / "out" / "sky_mask.png")
+    assert (mask[:9] == 0).all() and (mask[9:] == 128).all()
+
+
+def test_a_turned_photo_gives_an_upright_mask(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos = find_photos([photo(tmp_path / "in" / "sky.jpg", size=(40, 20), exif=exif)])
+    (record,) = predict_files(Bright(), photos, tmp_path / "out")
+    assert read_gray(tmp_path / "out" / record["mask"]).shape == (40, 20)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", os.urandom(999), None])
+def test_a_broken_photo_stops_no_other(tmp_path, content):
+    good = [photo(tmp_path / "in" / f"{name}.png") for name in "ac"]
+    broken = tmp_path / "in" / "b.png"
+    if content is not None:
+        broken.write_bytes(content)
+    photos = find_photos([good[0], broken, good[1]])
+    records = list(predict_files(Bright(), photos, tmp_path / "out"))
+    assert ["error" in record for record in records] == [False, True, False]
+    assert str(broken) in records[1]["error"] and "\n" not in records[1]["error"]
+    assert not (tmp_path / "out" / "b_mask.png").exists()
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 3
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / f"{name}.png") for name in "abc"])
+    records = predict_files(Bright(), photos, tmp_path / "out")
+    first = next(records)
+    with pytest.raises(KeyboardInterrupt):
+        records.throw(KeyboardInterrupt)
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == [first]
+
+
+def test_results_do_not_go_among_the_photos(tmp_path):
+    photos = find_photos([photo(tmp_path / "sky.png")])
+    with pytest.raises(DataError, match="give another"):
+        next(predict_files(Bright(), photos, tmp_path))
+    assert os.listdir(tmp_path) == ["sky.png"]
