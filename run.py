@@ -4,7 +4,7 @@
     python3 run.py test      the test suite
 
 Needs Python 3.10 to 3.13 and nothing else. Further arguments go to `ddunet demo` and to pytest.
-The first run installs the dependencies (about 2 GB); later ones start at once.
+The first run installs the dependencies (about 3 GB); later ones start at once.
 """
 
 import hashlib

@@ -64,7 +64,22 @@ def _say(kind, message):
     print(f"ddunet: {kind}:", " ".join(str(message).split()), file=sys.stderr)
 
 
+def _start_keras():
+    """Imports Keras without the lines that TensorFlow writes before it heeds its log level."""
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
+        return
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import keras  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 def _train(arguments):
+    _start_keras()
     from ddunet_keras.training import train
 
     options = vars(arguments) | {"split": arguments.split and Split.load(arguments.split)}
@@ -74,6 +89,7 @@ def _train(arguments):
 
 
 def _evaluate(arguments):
+    _start_keras()
     from functools import partial
 
     from tqdm import tqdm
@@ -95,7 +111,10 @@ def _evaluate(arguments):
             split = make_split(dataset, arguments.protocol or "date", arguments.seed)
         else:
             split = trained
-        split.check(dataset)
+        try:
+            split.check(dataset)
+        except DataError as error:
+            raise DataError(f"{error}; --part all needs no split") from None
         names = getattr(split, arguments.part)
         if not names:
             raise DataError(f"--part {arguments.part}: empty in protocol {split.protocol!r}")
@@ -128,6 +147,7 @@ def _predict(arguments):
             "and `ddunet demo` a small one without data"
         )
     photos = find_photos(arguments.inputs)
+    _start_keras()
     from ddunet_keras.model import load_model
 
     model = load_model(arguments.model)

@@ -23,7 +23,7 @@ _OPENING = threading.Lock()  # `warnings.catch_warnings` is for one thread at a 
 
 
 class DataError(ValueError):
-    """A file or folder cannot be used; the message is one line that says which, why and what to do."""
+    """A file or folder cannot be used; the message says in one line which, why and what to do."""
 
 
 def _open(path):

@@ -1,6 +1,6 @@
 """Photos to network inputs and back, with NumPy and Pillow alone.
 
-Training and prediction both go through these functions, so that a model sees what it was trained on.
+Training and prediction both go through these functions: a model sees what it was trained on.
 """
 
 from __future__ import annotations

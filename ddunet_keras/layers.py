@@ -16,7 +16,12 @@ PACKAGE = "ddunet_keras"
 """Name under which the layers are registered for serialization."""
 
 
-def _positive_int(name, value):
+def positive_int(name, value) -> int:
+    """`value` as an int.
+
+    Raises:
+        ValueError: it is no integer or less than 1; the message has its `name`.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
     return int(value)
@@ -141,9 +146,9 @@ class ConvBNReLU(keras.layers.Layer):
 
     def __init__(self, filters, kernel_size=3, strides=1, **kwargs):
         super().__init__(**kwargs)
-        self.filters = _positive_int("filters", filters)
-        self.kernel_size = _positive_int("kernel_size", kernel_size)
-        self.strides = _positive_int("strides", strides)
+        self.filters = positive_int("filters", filters)
+        self.kernel_size = positive_int("kernel_size", kernel_size)
+        self.strides = positive_int("strides", strides)
         if self.kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd. Received: kernel_size={kernel_size}")
         self.pad = None
@@ -166,7 +171,7 @@ class ConvBNReLU(keras.layers.Layer):
         self.norm = _norm(self, "norm")
 
     def build(self, input_shape):
-        self.conv.build(input_shape)
+        self.conv.build(self.pad.compute_output_shape(input_shape) if self.pad else input_shape)
         self.norm.build((*input_shape[:-1], self.filters))
 
     def call(self, inputs, training=None):
@@ -203,7 +208,7 @@ class InvertedResidual(keras.layers.Layer):
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
-        self.filters = _positive_int("filters", filters)
+        self.filters = positive_int("filters", filters)
         self.depthwise = _depthwise(self, "depthwise")
         self.depthwise_norm = _norm(self, "depthwise_norm")
         self.pointwise = _conv(self, self.filters, 1, "pointwise", use_bias=False)
@@ -254,13 +259,13 @@ class DMSC(keras.layers.Layer):
 
     def __init__(self, filters, dilation_rates=(1, 2, 3, 4), **kwargs):
         super().__init__(**kwargs)
-        self.filters = _positive_int("filters", filters)
+        self.filters = positive_int("filters", filters)
         if not isinstance(dilation_rates, (tuple, list)) or not dilation_rates:
             raise ValueError(
                 "`dilation_rates` must be a non-empty tuple of integers. "
                 f"Received: dilation_rates={dilation_rates!r}"
             )
-        self.dilation_rates = tuple(_positive_int("dilation_rates", d) for d in dilation_rates)
+        self.dilation_rates = tuple(positive_int("dilation_rates", d) for d in dilation_rates)
         self.in_conv = ConvBNReLU(self.filters, 1, dtype=self.dtype_policy, name="in_conv")
         self.gate_1 = _dense(self, 2 * self.filters, "gate_1", activation="relu")
         self.gate_2 = _dense(self, len(self.dilation_rates), "gate_2")
@@ -335,8 +340,8 @@ class DWBG(keras.layers.Layer):
 
     def __init__(self, filters, hidden_ratio=1, **kwargs):
         super().__init__(**kwargs)
-        self.filters = _positive_int("filters", filters)
-        self.hidden_ratio = _positive_int("hidden_ratio", hidden_ratio)
+        self.filters = positive_int("filters", filters)
+        self.hidden_ratio = positive_int("hidden_ratio", hidden_ratio)
 
     def build(self, input_shape):
         if len(input_shape) != 2 or not all(isinstance(s, (tuple, list)) for s in input_shape):
@@ -432,7 +437,7 @@ class UpConvBNReLU(keras.layers.Layer):
 
     def __init__(self, filters, upsampling="bilinear", **kwargs):
         super().__init__(**kwargs)
-        self.filters = _positive_int("filters", filters)
+        self.filters = positive_int("filters", filters)
         if upsampling not in ("bilinear", "align_corners"):
             raise ValueError(
                 "`upsampling` must be 'bilinear' or 'align_corners'. "

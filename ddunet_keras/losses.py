@@ -35,9 +35,8 @@ def _resize(maps, size):
 def _float32_logarithms(logits):
     """log(1 - p) and log(p), at least -100, of a sigmoid p that was rounded to float32.
 
-    1 + exp(-logit) is rounded to multiples of 2^-23. That is written out, as backends reach p = 1 at
-    different logits. Rounding has no gradient, so
-    the exact logarithm lends its own.
+    1 + exp(-logit) is rounded to multiples of 2^-23. That is written out, as backends reach p = 1
+    at different logits. Rounding has no gradient, so the exact logarithm lends its own.
     """
     exact = ops.log_sigmoid(-logits)
     sky = ops.round(ops.sigmoid(-logits) * 2.0**23) / 2.0**23

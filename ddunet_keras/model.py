@@ -12,7 +12,15 @@ from keras import layers, ops
 
 from .files import DataError
 from .images import normalize, resize_image, resize_probabilities
-from .layers import DMSC, DWBG, PACKAGE, ConvBNReLU, InvertedResidual, UpConvBNReLU
+from .layers import (
+    DMSC,
+    DWBG,
+    PACKAGE,
+    ConvBNReLU,
+    InvertedResidual,
+    UpConvBNReLU,
+    positive_int,
+)
 from .sky import Segmentation, horizon_mask
 
 VARIANTS = ("full", "dmsc", "baseline")
@@ -65,14 +73,15 @@ class DDUNet(keras.Model):
         deep_supervision=True,
         dtype=None,
         name="ddunet",
-        **kwargs,
     ):
         image_shape = _check_image_shape(image_shape)
+        base_channels = positive_int("base_channels", base_channels)
         if variant not in VARIANTS:
             raise ValueError(f"`variant` must be one of {VARIANTS}. Received: variant={variant!r}")
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        num_classes = positive_int("num_classes", num_classes)
+        if num_classes < 2:
             raise ValueError(
-                f"`num_classes` must be an integer of 2 or more. Received: {num_classes!r}"
+                f"`num_classes` must be 2 or more. Received: num_classes={num_classes!r}"
             )
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
@@ -143,9 +152,7 @@ class DDUNet(keras.Model):
             ]
         else:
             logits = [heads[0](x)]
-        super().__init__(
-            inputs=image, outputs=logits if len(logits) > 1 else logits[0], name=name, **kwargs
-        )
+        super().__init__(inputs=image, outputs=logits if len(logits) > 1 else logits[0], name=name)
 
         # === Config ===
         self.image_shape = image_shape
@@ -154,7 +161,8 @@ class DDUNet(keras.Model):
         self.num_classes = num_classes
         self.upsampling = upsampling
         self.deep_supervision = bool(deep_supervision)
-        self.policy = policy
+        # by this `compile` knows that a float16 loss is to be scaled
+        self.dtype_policy = policy
 
     def get_config(self):
         return {
@@ -164,7 +172,7 @@ class DDUNet(keras.Model):
             "num_classes": self.num_classes,
             "upsampling": self.upsampling,
             "deep_supervision": self.deep_supervision,
-            "dtype": self.policy.name,
+            "dtype": self.dtype_policy.name,
             "name": self.name,
         }
 
@@ -184,6 +192,11 @@ class DDUNet(keras.Model):
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         # one loss is meant for every output; Keras asks for a list of them
         super().compile(optimizer, _for_each(loss, self.outputs), **kwargs)
+
+    def compile_from_config(self, config):
+        # Keras leaves this to models that have a `compile` of their own
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if isinstance(y_pred, (list, tuple)):
@@ -255,12 +268,12 @@ class DDUNet(keras.Model):
 
 
 def _check_image_shape(image_shape):
-    shape = tuple(image_shape)
+    shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else ()
     fits = len(shape) == 3 and all(isinstance(s, (int, np.integer)) and s > 0 for s in shape)
     if not fits or shape[2] != 3 or shape[0] % 16 or shape[1] % 16:
         raise ValueError(
             "`image_shape` must be (height, width, 3) with height and width multiples of 16. "
-            f"Received: image_shape={image_shape}"
+            f"Received: image_shape={image_shape!r}"
         )
     return tuple(int(s) for s in shape)
 

@@ -14,14 +14,33 @@ from .files import DataError
 MAX_BYTES = 500_000_000
 """Largest checkpoint that is read (bytes); the widest DDUNet of the paper has 5 MB."""
 
+
+class _Dtype:
+    """Stands in for `numpy.dtype`, which believes a pickled state that misstates its own memory."""
+
+    def __init__(self, name, *_):
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state):
+        self.order = state[1]
+
+
+class _Array:
+    """Stands in for `numpy.ndarray`: keeps the pickled state for `_to_numpy` to check."""
+
+    def __init__(self, *_):
+        self.state = None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
 # what a pickled dict of NumPy arrays asks for, and nothing else
-_ADMITTED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,
-    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
+_STAND_INS = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
 }
 
 # our variable path -> the authors' parameter name, applied in this order
@@ -58,18 +77,29 @@ _LINEAR = {"1": "0", "2": "2"}  # places of the linear layers in the authors' tw
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         try:
-            return _ADMITTED[module, name]
+            return _STAND_INS[module, name]
         except KeyError:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}; only NumPy arrays are admitted"
             ) from None
 
 
+def _to_numpy(value):
+    if not isinstance(value, _Array) or value.state is None:
+        raise ValueError(f"is a {type(value).__name__.lstrip('_').lower()}, not an array")
+    _, shape, dtype, fortran, data = value.state
+    if not isinstance(dtype, _Dtype) or dtype.name not in ("f2", "f4", "f8"):
+        raise ValueError(f"has type {getattr(dtype, 'name', dtype)}, a float type was expected")
+    array = np.frombuffer(data, np.dtype(dtype.name).newbyteorder(dtype.order))
+    return array.reshape(shape, order="F" if fortran else "C").astype(dtype.name)
+
+
 def read_pdparams(path) -> dict[str, np.ndarray]:
     """Reads a `.pdparams` file: the authors' parameter names and arrays.
 
-    The file is a pickle. Only NumPy arrays are admitted; whatever else it asks for is refused before
-    it is imported, so that a malicious file executes nothing.
+    The file is a pickle. Arrays of floats are admitted; whatever else it asks for is refused before
+    it is imported, and no object is built but plain stand-ins, so that a malicious file executes
+    nothing.
 
     Raises:
         DataError: the file is missing, empty, too large, corrupt, or holds anything but arrays.
@@ -85,15 +115,21 @@ def read_pdparams(path) -> dict[str, np.ndarray]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a checkpoint of NumPy arrays ({reason})") from None
     if not isinstance(state, dict):
-        raise DataError(f"{path}: holds a {type(state).__name__}, a dict of arrays was expected")
-    # Paddle adds a table of names to what paddle.save writes of a layer
-    state = {k: v for k, v in state.items() if k != "StructuredToParameterName@@"}
-    for name, array in state.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise DataError(f"{path}: {name!r} is a {type(array).__name__}, an array was expected")
-        if array.dtype.kind != "f":
-            raise DataError(f"{path}: {name!r} has type {array.dtype}, numbers were expected")
-    return state
+        kind = type(state).__name__.lstrip("_").lower()
+        raise DataError(f"{path}: holds a {kind}, a dict of arrays was expected")
+    arrays = {}
+    for name, value in state.items():
+        # Paddle adds a table of names to what paddle.save writes of a layer
+        if name == "StructuredToParameterName@@":
+            continue
+        if not isinstance(name, str):
+            raise DataError(f"{path}: a {type(name).__name__} stands where a name was expected")
+        try:
+            arrays[name] = _to_numpy(value)
+        except Exception as error:  # a forged state raises nearly any type
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{path}: {name!r} {reason}") from None
+    return arrays
 
 
 def paddle_name(variable_path, variant="full") -> str:

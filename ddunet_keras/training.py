@@ -302,9 +302,8 @@ def train(
 
     last = out / "last.keras"
     _check_out(out, settings, split, resume)
-    training = Pipeline(dataset, split.train, size, batch_size, recipe.augmentation, seed)
-    if not recipe.augmentation:
-        training = Pipeline(dataset, split.train, size, batch_size, _NO_AUGMENTATION, seed)
+    augmentation = recipe.augmentation or _NO_AUGMENTATION
+    training = Pipeline(dataset, split.train, size, batch_size, augmentation, seed)
     steps = training.steps
     rows, started = [], time.time()
     if resume and last.exists():
@@ -332,20 +331,28 @@ def train(
     write_json(out / "run.json", run)
 
     monitor = "val_miou" if split.val else None
-    validation = Pipeline(dataset, split.val, size, batch_size).data() if split.val else None
+    validation = Pipeline(dataset, split.val, size, batch_size) if split.val else None
     callbacks = [_Recorder(out, rows, monitor)]
     if keras.backend.backend() == "tensorflow":
         callbacks.append(keras.callbacks.TensorBoard(out / "logs", write_graph=False))
     if done < epochs:
-        model.fit(
-            training.data(done),
-            steps_per_epoch=steps,
-            initial_epoch=done,
-            epochs=epochs,
-            validation_data=validation,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+        build_training(model)
+        try:
+            model.fit(
+                training.data(done),
+                steps_per_epoch=steps,
+                shuffle=False,  # the pipeline shuffles
+                initial_epoch=done,
+                epochs=epochs,
+                validation_data=validation and validation.data(),
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+        except Exception:
+            for pipeline in (training, validation):
+                if pipeline is not None and pipeline.error is not None:
+                    raise pipeline.error from None
+            raise
     run["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     run["seconds"] = round(sum(row["seconds"] for row in rows), 1)
     run["images_per_second"] = round(len(rows) * steps * training.batch_size / run["seconds"], 2)
@@ -355,6 +362,21 @@ def train(
     plot_history(out / "history.csv", out / "curves.png")
     write_json(out / "run.json", run)
     return run
+
+
+def build_training(model) -> None:
+    """Creates the variables of optimizer, loss and metrics ahead of the first step.
+
+    A tf.function that creates variables is traced twice, which takes half a minute here.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    image = np.zeros((1, *model.image_shape), "float32")
+    labels = np.zeros((1, *model.image_shape[:2]), "uint8")
+    logits = model(image, training=False)
+    model.compute_loss(image, labels, logits)
+    model.compute_metrics(image, labels, logits)
+    model.reset_metrics()
 
 
 _NO_AUGMENTATION = Augmentation(False, False, 1, 0, 0, 0, 0, 1)  # shuffles, and changes nothing

@@ -187,18 +187,33 @@ def test_a_wrong_model_is_named(capsys, tmp_path, skies, model_file, command, ki
     assert not out.exists()
 
 
+def test_tensorflow_adds_no_line_of_its_own(tmp_path, skies):
+    (tmp_path / "wrong.keras").write_bytes(b"wrong")
+    command = [sys.executable, "-m", "ddunet_keras", "predict", str(skies / "images")]
+    command += ["--model", str(tmp_path / "wrong.keras")]
+    env = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert_one_line_error((done.returncode, done.stdout, done.stderr), "wrong.keras")
+
+
 # --- interruption
 
 
 def test_ctrl_c_is_one_line(tmp_path):
     out = tmp_path / "skies"
-    command = [sys.executable, "-m", "ddunet_keras", "synthetic", str(out), "--count", "1000000"]
+    # a job in the background, as a test run may be, ignores Ctrl-C and hands that down
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from ddunet_keras.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "synthetic", str(out), "--count", "100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (out / "images" / "0001.jpg").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not (out / "images" / "0001.jpg").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, err) == (130, "ddunet: error: interrupted\n")
 
 
@@ -322,15 +337,25 @@ def test_evaluate_has_no_empty_part(capsys, model_file, skies):
     assert_one_line_error(ddunet(capsys, *arguments), "val", "paper")
 
 
-def test_demo_goes_all_the_way_and_may_be_run_again(capsys, tmp_path):
+@pytest.mark.slow
+def test_demo_goes_all_the_way_and_may_be_run_again(capsys, monkeypatch, tmp_path):
     out = tmp_path / "demo"
     arguments = ["demo", "--out", out, "--count", 18, "--size", 32, "--epochs", 1]
-    for _ in range(2):
-        code, printed, _ = ddunet(capsys, *arguments)
-        assert code == 0
-        named = [Path(line.strip()) for line in printed.split("Look at:")[1].splitlines()[1:]]
-        assert named and all(list(path.parent.glob(path.name)) for path in named)
+    code, printed, _ = ddunet(capsys, *arguments)
+    assert code == 0
+    named = [Path(line.strip()) for line in printed.split("Look at:")[1].splitlines()[1:]]
+    assert named and all(list(path.parent.glob(path.name)) for path in named)
     assert json.loads((out / "run" / "run.json").read_text())
+
+    for name in ("_synthetic", "_train", "_evaluate", "_predict"):
+
+        def nothing(arguments):
+            pass
+
+        nothing.__name__ = name
+        monkeypatch.setattr(cli, name, nothing)
+    assert ddunet(capsys, *arguments)[0] == 0
+    assert not (out / "run").exists()
 
 
 def test_demo_replaces_no_folder_of_others(capsys, tmp_path):

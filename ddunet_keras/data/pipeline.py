@@ -137,14 +137,17 @@ class Pipeline:
         cache: keep the decoded images in memory, at the size that the augmentation needs; None
             does where they fit `CACHE_BYTES`.
 
+    Attributes:
+        error: what stopped `tf_data`, as it was raised; TensorFlow passes on no more than a text.
+
     Batch: images float32 (batch, height, width, 3) in [-1, 1], labels uint8 (batch, height, width)
     with 255 where a pixel is ignored.
 
     Example (`data` is endless with augmentation, so `fit` is told the steps of an epoch):
 
-    >>> from ddunet_keras.data.synthetic import SyntheticSkies  # doctest: +SKIP
     >>> train = Pipeline(dataset, split.train, (160, 160), augmentation=Augmentation())
-    >>> model.fit(train.data(), steps_per_epoch=train.steps, epochs=30)  # doctest: +SKIP
+    ... # doctest: +SKIP
+    >>> model.fit(train.data(), steps_per_epoch=train.steps, shuffle=False)  # doctest: +SKIP
 
     Raises:
         ValueError: no names, or a size that is not positive.
@@ -179,6 +182,7 @@ class Pipeline:
         if cache is None:
             cache = 4 * math.prod(self._stored_size) * len(names) <= CACHE_BYTES
         self._cache = {} if cache else None
+        self.error = None
 
     @property
     def steps(self) -> int:
@@ -234,13 +238,15 @@ class Pipeline:
         else:
             places = tf.data.Dataset.range(count)
 
+        def item(place):
+            try:
+                return self.item(*divmod(int(place), count))
+            except Exception as error:
+                self.error = error
+                raise
+
         def load(place):
-            image, labels = tf.numpy_function(
-                lambda p: self.item(*divmod(int(p), count)),
-                [place],
-                (tf.float32, tf.uint8),
-                stateful=False,
-            )
+            image, labels = tf.numpy_function(item, [place], (tf.float32, tf.uint8), stateful=False)
             return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(
                 labels, (height, width)
             )

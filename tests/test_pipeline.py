@@ -1,0 +1,192 @@
+import os
+
+import numpy as np
+import pytest
+
+from ddunet_keras import open_dataset, write_synthetic
+from ddunet_keras.data.pipeline import Augmentation, Pipeline
+from ddunet_keras.files import IGNORE, DataError
+
+NOTHING = Augmentation(False, False, 1, 0, 0, 0, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("skies")
+    write_synthetic(root, 10, image_size=(48, 64), seed=3)
+    return open_dataset(root)
+
+
+def names(dataset):
+    return [sample.name for sample in dataset]
+
+
+def coded(size=(40, 40)):
+    """A photo whose red and green channels tell where a pixel came from, and its mask."""
+    rows, columns = np.indices(size)
+    factor = 160 // max(size)
+    image = np.stack([rows * factor, columns * factor, np.full(size, 128)], axis=-1)
+    image = image.astype("uint8")
+    return image, (rows > columns).astype("uint8")
+
+
+def test_nothing_drawn_means_nothing_changed():
+    image, labels = coded()
+    result, result_labels = NOTHING(image, labels, (40, 40), np.random.default_rng(0))
+    np.testing.assert_array_equal(result, image)
+    np.testing.assert_array_equal(result_labels, labels)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (32, 48)])
+def test_mask_follows_the_image(size):
+    image, labels = coded((80, 80))
+    augmentation = Augmentation(True, True, 0.5, 0, 0, 0, 0, 1)
+    for seed in range(30):
+        photo, mask = augmentation(image, labels, size, np.random.default_rng(seed))
+        assert photo.shape == (*size, 3) and mask.shape == size
+        rows, columns = photo[..., 0].astype(int), photo[..., 1].astype(int)
+        sure = abs(rows - columns) > 6  # interpolation blurs the border
+        np.testing.assert_array_equal(mask[sure], (rows > columns)[sure])
+
+
+def test_flips_and_turns_reach_all_eight_orientations():
+    image, labels = coded()
+    augmentation = Augmentation(True, True, 1, 0, 0, 0, 0, 1)
+    seen = {
+        augmentation(image, labels, (40, 40), np.random.default_rng(seed))[0].tobytes()
+        for seed in range(80)
+    }
+    assert len(seen) == 8
+
+
+def test_crop_keeps_at_least_its_share():
+    image, labels = coded()
+    augmentation = Augmentation(False, False, 0.5, 0, 0, 0, 0, 1)
+    spans = []
+    for seed in range(40):
+        photo, _ = augmentation(image, labels, (40, 40), np.random.default_rng(seed))
+        spans.append((np.ptp(photo[..., 0]) / 4 + 1) / 40)
+    assert 0.45 < min(spans) < 0.6 and max(spans) > 0.9
+
+
+@pytest.mark.parametrize(
+    "change", ["brightness", "contrast", "channel_gain", "saturation", "gamma"]
+)
+def test_each_colour_change_changes_the_photo_alone(change):
+    image, labels = coded()
+    augmentation = Augmentation(**{**vars(NOTHING), change: 2.0 if change == "gamma" else 0.5})
+    photo, mask = augmentation(image, labels, (40, 40), np.random.default_rng(1))
+    assert (photo != image).mean() > 0.2
+    np.testing.assert_array_equal(mask, labels)
+    if change == "saturation":  # luma stays
+        weights = [0.299, 0.587, 0.114]
+        assert abs(photo @ weights - image @ weights).mean() < 6
+
+
+def test_horizon_circle_is_black_and_ignored_outside():
+    image, labels = coded()
+    augmentation = Augmentation(**{**vars(NOTHING), "horizon_circle": 1.0})
+    photo, mask = augmentation(image, labels, (40, 40), np.random.default_rng(5))
+    outside = mask == IGNORE
+    assert 0.05 < outside.mean() < 0.8
+    assert not photo[outside].any()
+    np.testing.assert_array_equal(photo[~outside], image[~outside])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("crop", 0), ("crop", 1.5), ("gamma", 0.5), ("brightness", -0.1)]
+)
+def test_augmentation_out_of_range(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must lie in .* Received: {value}"):
+        Augmentation(**{name: value})
+
+
+def test_items_depend_on_seed_epoch_and_position_alone(dataset):
+    first = Pipeline(dataset, names(dataset), (32, 32), 4, Augmentation(), seed=7)
+    second = Pipeline(dataset, names(dataset), (32, 32), 4, Augmentation(), seed=7, cache=False)
+    second.item(0, 1)  # another history of reads
+    for a, b in zip(first.item(5, 3), second.item(5, 3), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.1 if first._cache else 0)
+    again = first.item(5, 3)[0]
+    np.testing.assert_array_equal(again, first.item(5, 3)[0])
+    for other in (first.item(6, 3), first.item(5, 4)):
+        assert (other[0] != again).any()
+    other_seed = Pipeline(dataset, names(dataset), (32, 32), 4, Augmentation(), seed=8)
+    assert (other_seed.item(5, 3)[0] != again).any()
+
+
+def test_an_epoch_shows_every_image_once_in_a_new_order(dataset):
+    pipeline = Pipeline(dataset, names(dataset), (48, 64), 5, NOTHING, seed=1)
+    whole = Pipeline(dataset, names(dataset), (48, 64))
+    known = {whole.item(0, i)[0].tobytes(): i for i in range(10)}
+    orders = [[known[pipeline.item(e, p)[0].tobytes()] for p in range(10)] for e in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]
+
+
+def test_tf_data_and_py_dataset_give_the_same(dataset):
+    pytest.importorskip("tensorflow")
+    pipeline = Pipeline(dataset, names(dataset), (32, 48), 4, Augmentation(), seed=2)
+    assert pipeline.steps == 2  # 10 images, batches of 4, the smaller one is left out
+    batches = list(pipeline.tf_data(initial_epoch=3).take(4).as_numpy_iterator())
+    other = pipeline.py_dataset(initial_epoch=3)
+    assert len(other) == 2
+    expected = [other[0], other[1]]
+    other.on_epoch_end()
+    expected += [other[0], other[1]]
+    for (images, labels), (images_2, labels_2) in zip(batches, expected, strict=True):
+        assert images.shape == (4, 32, 48, 3) and images.dtype == np.float32
+        assert labels.shape == (4, 32, 48) and labels.dtype == np.uint8
+        assert images.min() >= -1 and images.max() <= 1
+        np.testing.assert_array_equal(images, images_2)
+        np.testing.assert_array_equal(labels, labels_2)
+
+
+def test_without_augmentation_all_images_come_whole_and_in_order(dataset):
+    pytest.importorskip("tensorflow")
+    pipeline = Pipeline(dataset, names(dataset), (48, 64), 4)
+    images, labels = map(np.concatenate, zip(*pipeline.tf_data().as_numpy_iterator(), strict=True))
+    assert pipeline.steps == 3
+    for i, sample in enumerate(dataset):
+        image, label = dataset.load(sample)
+        np.testing.assert_allclose((images[i] + 1) * 127.5, image, atol=1e-4)
+        np.testing.assert_array_equal(labels[i], label)
+    parts = pipeline.py_dataset()
+    np.testing.assert_array_equal(np.concatenate([parts[i][0] for i in range(3)]), images)
+
+
+def test_cache_reads_each_file_once_and_holds_no_more_than_it_needs(dataset, monkeypatch):
+    reads = []
+    load = type(dataset).load
+    monkeypatch.setattr(type(dataset), "load", lambda d, s: reads.append(s.name) or load(d, s))
+    pipeline = Pipeline(dataset, names(dataset), (16, 16), 4, Augmentation(crop=0.5))
+    for epoch in range(3):
+        for place in range(10):
+            pipeline.item(epoch, place)
+    assert sorted(reads) == sorted(names(dataset))
+    assert {image.shape for image, _ in pipeline._cache.values()} == {(32, 32, 3)}
+    uncached = Pipeline(dataset, names(dataset), (16, 16), 4, cache=False)
+    uncached.item(0, 0), uncached.item(0, 0)
+    assert len(reads) == 12
+
+
+def test_bad_arguments(dataset):
+    with pytest.raises(ValueError, match="`names` must not be empty"):
+        Pipeline(dataset, [], (32, 32))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Pipeline(dataset, names(dataset), (32, 32), 0)
+    with pytest.raises(DataError, match="no image named 'nowhere'"):
+        Pipeline(dataset, ["nowhere"], (32, 32))
+
+
+def test_a_file_that_breaks_while_training_is_named(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    write_synthetic(tmp_path / "s", 6, image_size=(32, 32), seed=0)
+    dataset = open_dataset(tmp_path / "s")
+    broken = dataset.samples[2].image
+    broken.write_bytes(broken.read_bytes()[: os.path.getsize(broken) // 2])
+    pipeline = Pipeline(dataset, names(dataset), (32, 32), 2)
+    with pytest.raises(tf.errors.OpError):
+        list(pipeline.tf_data())
+    assert isinstance(pipeline.error, DataError)  # TensorFlow passes on no more than a text
+    assert str(broken) in str(pipeline.error) and "\n" not in str(pipeline.error)

@@ -1,0 +1,256 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from ddunet_keras import (
+    RECIPES,
+    DDUNet,
+    Split,
+    load_model,
+    make_split,
+    open_dataset,
+    train,
+    write_synthetic,
+)
+from ddunet_keras.files import DataError
+from ddunet_keras.training import L2Adam, Recipe, best_row
+
+SMALL = {"variant": "baseline", "base_channels": 2, "image_size": 32, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def skies(tmp_path_factory):
+    root = tmp_path_factory.mktemp("skies")
+    write_synthetic(root, 48, image_size=(40, 40), seed=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(skies, tmp_path_factory):
+    """A training of two epochs and what it returned."""
+    out = tmp_path_factory.mktemp("run") / "a"
+    return out, train(skies, out, epochs=2, verbose=0, **SMALL)
+
+
+def weights(path):
+    return [np.array(value) for value in load_model(path).get_weights()]
+
+
+def rows(out):
+    with open(out / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_everything(finished):
+    out, run = finished
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("best.keras", "last.keras", "history.csv", "run.json", "split.json", "curves.png", "logs")
+    }
+    assert json.loads((out / "run.json").read_text()) == json.loads(json.dumps(run))
+    assert run["settings"]["image_size"] == [32, 32]
+    assert run["settings"]["protocol"] == "date"
+    assert run["versions"]["keras"] == keras.__version__
+    assert run["parameters"] == load_model(out / "last.keras").count_params()
+    history = rows(out)
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert float(history[-1]["val_miou"]) == run["last"]["val_miou"]
+    assert run["best"] == best_row([run["best"], run["last"]], "val_miou")
+    split = Split.load(out / "split.json")
+    dates = {
+        part: {open_dataset(run["settings"]["data"]).find(n).date for n in getattr(split, part)}
+        for part in ("train", "val", "test")
+    }
+    assert not dates["train"] & dates["val"] and not dates["train"] & dates["test"]
+
+
+def test_the_best_model_is_the_one_with_the_highest_validation_score(finished):
+    out, run = finished
+    same = run["best"]["epoch"] == run["last"]["epoch"]
+    pairs = zip(weights(out / "best.keras"), weights(out / "last.keras"), strict=True)
+    assert all((a == b).all() for a, b in pairs) == same
+
+
+def test_a_run_is_not_overwritten_and_resumed_only_as_it_was(skies, finished):
+    out, _ = finished
+    before = (out / "last.keras").read_bytes()
+    with pytest.raises(DataError, match="holds a run; --resume goes on with it"):
+        train(skies, out, epochs=2, verbose=0, **SMALL)
+    with pytest.raises(DataError, match="was started with epochs=2, not 3"):
+        train(skies, out, epochs=3, resume=True, verbose=0, **SMALL)
+    with pytest.raises(DataError, match="was started with seed=0, not 1"):
+        train(skies, out, epochs=2, seed=1, resume=True, verbose=0, **SMALL)
+    again = train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)  # nothing is left to do
+    assert again["last"]["epoch"] == 2
+    assert (out / "last.keras").read_bytes() == before
+
+
+def test_resume_of_broken_files(skies, finished, tmp_path):
+    import shutil
+
+    out = tmp_path / "broken"
+    shutil.copytree(finished[0], out)
+    whole = (out / "last.keras").read_bytes()
+    for content in (b"", b"PK\3\4 no zip", whole[: len(whole) // 2]):
+        (out / "last.keras").write_bytes(content)
+        with pytest.raises(DataError, match=r"last\.keras: cannot be resumed \(.*\); choose") as e:
+            train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)
+        assert "\n" not in str(e.value)
+    (out / "last.keras").write_bytes(whole)
+    (out / "history.csv").write_text("epoch,loss\n1,0.5\n")
+    with pytest.raises(DataError, match=r"has 1 epochs, last\.keras has 2"):
+        train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)
+    (out / "run.json").write_text("{")
+    with pytest.raises(DataError, match="not a readable run"):
+        train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "best"}, "`recipe` must be one of .* Received: recipe='best'"),
+        ({"variant": "tiny"}, "`variant` must be one of"),
+        ({"image_size": 30}, "multiples of 16"),
+        ({"protocol": "week"}, "protocol='week' is not known"),
+        ({"initial_weights": "none.keras"}, "none.keras: no such file"),
+        ({"data": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_bad_arguments_leave_no_run(skies, tmp_path, options, message):
+    options = {"data": skies, **SMALL, **options}
+    with pytest.raises(ValueError, match=message):
+        train(out=tmp_path / "run", epochs=1, verbose=0, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_photo_stops_the_training_in_one_line(tmp_path):
+    write_synthetic(tmp_path / "s", 48, image_size=(32, 32), seed=5)
+    dataset = open_dataset(tmp_path / "s")
+    broken = dataset.find(make_split(dataset).train[7]).image
+    broken.write_bytes(b"")
+    with pytest.raises(DataError, match=f"{broken.name}: the file is empty") as e:
+        train(tmp_path / "s", tmp_path / "run", epochs=1, verbose=0, **SMALL)
+    assert "\n" not in str(e.value)
+
+
+def test_initial_weights_are_where_training_starts(skies, finished, tmp_path):
+    still = Recipe(learning_rate=0.0, warmup_epochs=0, weight_decay=0.0)
+    source = finished[0] / "last.keras"
+    options = {**SMALL, "recipe": still, "initial_weights": source, "verbose": 0}
+    train(skies, tmp_path / "run", epochs=1, **options)
+    model, start = load_model(tmp_path / "run" / "last.keras"), load_model(source)
+    for a, b in zip(model.trainable_weights, start.trainable_weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(DataError, match="its weights do not fit this network"):
+        train(skies, tmp_path / "b", epochs=1, **{**options, "base_channels": 4})
+
+
+def test_mixed_precision_trains(skies, tmp_path):
+    run = train(skies, tmp_path / "run", epochs=1, mixed_precision=True, verbose=0, **SMALL)
+    assert np.isfinite(run["last"]["loss"])
+    model = load_model(tmp_path / "run" / "last.keras")
+    assert model.get_layer("stem").compute_dtype == "float16"
+    assert model.get_layer("stem").variable_dtype == "float32"
+
+
+# --- recipes
+
+
+def test_the_tables_of_paper_and_authors():
+    paper, authors = RECIPES["paper"], RECIPES["authors"]
+    assert (paper.learning_rate, paper.aux_weights) == (1e-3, (1.0, 0.5, 0.2))
+    assert (authors.learning_rate, authors.l2, authors.aux_weights) == (5e-4, 5e-4, (1.0, 0.4, 0.2))
+    assert (authors.image_size, authors.upsampling) == ((304, 304), "align_corners")
+    for recipe in (paper, authors):
+        assert (recipe.batch_size, recipe.epochs, recipe.augmentation) == (16, 100, None)
+        model = DDUNet((32, 32, 3), 2, "baseline")
+        rate = recipe.compile_arguments(model, steps_per_epoch=10)["optimizer"]._learning_rate
+        for step in (0, 9, 10, 35):
+            expected = recipe.learning_rate * 0.95 ** (step // 10)
+            assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cosine_schedule_rises_for_an_epoch_and_falls_to_zero():
+    model = DDUNet((32, 32, 3), 2, "baseline")
+    recipe = Recipe(learning_rate=0.01)
+    rate = recipe.compile_arguments(model, 10, epochs=5)["optimizer"]._learning_rate
+    expected = [0.01 * s / 10 for s in range(10)]
+    expected += [0.005 * (1 + np.cos(np.pi * s / 40)) for s in range(41)]
+    np.testing.assert_allclose([float(rate(s)) for s in range(51)], expected, atol=1e-7)
+
+
+def test_decay_spares_biases_and_norms():
+    model = DDUNet((32, 32, 3), 2, "full")
+    optimizer = RECIPES["default"].compile_arguments(model, 10)["optimizer"]
+    optimizer.build(model.trainable_variables)
+    decayed = {
+        v.path.split("/")[-1] for v in model.trainable_variables if optimizer._use_weight_decay(v)
+    }
+    assert decayed == {"kernel"}
+
+
+def test_l2_passes_through_the_moments():
+    """Adam by hand (Kingma & Ba, 2015, algorithm 1) on g + l2 w, two steps."""
+    start, gradients, l2, rate = np.array([1.0, -2.0]), [[0.1, 0.3], [-0.2, 0.4]], 0.5, 0.1
+    variable = keras.Variable(start.astype("float32"))
+    optimizer = L2Adam(rate, l2=l2, epsilon=1e-8)
+    w, m, v = start.copy(), 0, 0
+    for step, gradient in enumerate(gradients, 1):
+        g = np.array(gradient) + l2 * w
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        optimizer.apply([keras.ops.convert_to_tensor(gradient, "float32")], [variable])
+    np.testing.assert_allclose(variable.numpy(), w, rtol=1e-4)
+    assert L2Adam.from_config(optimizer.get_config()).l2 == l2
+
+
+# --- interruption
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_it_ends_with_the_same_bits(skies, tmp_path):
+    """SIGKILL at a moment that depends on the machine, twice; then --resume to the end."""
+    options = ["--variant", "baseline", "--base-channels", "2", "--image-size", "32"]
+    options += ["--batch-size", "2", "--epochs", "5", "--deterministic", "--seed", "3"]
+
+    def start(out, *more):
+        command = [sys.executable, "-m", "ddunet_keras", "train", str(skies), "--out", str(out)]
+        return subprocess.Popen(
+            [*command, *options, *more],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0, whole.stderr.read().decode()
+
+    out, resume = tmp_path / "killed", ()
+    for epochs in (1, 3):
+        process = start(out, *resume)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            if (out / "history.csv").exists() and len(rows(out)) >= epochs:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        assert len(rows(out)) < 5
+        resume = ("--resume",)
+    last = start(out, *resume)
+    assert last.wait(timeout=300) == 0, last.stderr.read().decode()
+
+    for name in ("last.keras", "best.keras"):
+        for a, b in zip(weights(tmp_path / "whole" / name), weights(out / name), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for a, b in zip(rows(tmp_path / "whole"), rows(out), strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert not list(out.glob(".partial-*/*"))
