@@ -73,7 +73,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         plain = mask is None and len(inputs.shape) == 4 and self.axis in (-1, 3)
-        plain = plain and self.scale and self.center and not (self.renorm or self.synchronized)
+        plain = plain and self.scale and self.center and not self.synchronized
+        plain = plain and not getattr(self, "renorm", False)  # Keras 3.12 has none
         if not plain or keras.backend.standardize_dtype(inputs.dtype) == "float64":
             return super().call(inputs, training=training, mask=mask)
         gamma, beta = (ops.convert_to_tensor(v) for v in (self.gamma, self.beta))

@@ -192,6 +192,8 @@ class DDUNet(keras.Model):
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         # one loss is meant for every output; Keras asks for a list of them
         super().compile(optimizer, _for_each(loss, self.outputs), **kwargs)
+        if self._compile_metrics is not None:
+            self._compile_metrics.output_names = None  # metrics see one output, of any name
 
     def compile_from_config(self, config):
         # Keras leaves this to models that have a `compile` of their own
