@@ -123,16 +123,15 @@ class SegmentationLoss(keras.losses.Loss):
         value = ops.sum(valid * entropy, axis=(1, 2, 3)) / count
         if not self.iou_weight:
             return value
-        if channels == 1:
-            probability = ops.sigmoid(logits)
-            target = ops.concatenate([1.0 - target, target], axis=-1)
-            probability = ops.concatenate([1.0 - probability, probability], axis=-1)
-        else:
-            probability = ops.softmax(logits)
-        both = valid * target * probability
-        either = valid * (target + probability) - both
-        count = 0.01 * count[:, None]
-        iou = (ops.sum(both, axis=(1, 2)) + count) / (ops.sum(either, axis=(1, 2)) + count)
+        probability = ops.sigmoid(logits) if channels == 1 else ops.softmax(logits)
+        both = ops.sum(target * probability * valid, axis=(1, 2))
+        true = ops.sum(target * valid, axis=(1, 2))
+        predicted = ops.sum(probability * valid, axis=(1, 2))
+        count = count[:, None]
+        if channels == 1:  # the sky is what is left of each
+            both = ops.concatenate([both, count - true - predicted + both], axis=-1)
+            true, predicted = (ops.concatenate([a, count - a], axis=-1) for a in (true, predicted))
+        iou = (both + 0.01 * count) / (true + predicted - both + 0.01 * count)
         return value + self.iou_weight * (1.0 - ops.mean(iou, axis=-1))
 
     def get_config(self):
@@ -158,15 +157,17 @@ class _ConfusionMetric(keras.metrics.Metric):
         labels = _squeeze(ops.convert_to_tensor(y_true))
         valid = ops.not_equal(labels, self.ignore_label)
         if y_pred.shape[-1] == 1:
-            labels = ops.cast(ops.cast(labels, "float32") >= 0.5, "int32")
-            predicted = ops.cast(y_pred[..., 0] > 0, "int32")
+            labels = ops.cast(labels, "float32") >= 0.5
+            predicted = y_pred[..., 0] > 0
         else:
-            labels = ops.cast(labels, "int32")
             predicted = ops.argmax(y_pred, axis=-1)
-        index = ops.where(valid, labels * self.num_classes + predicted, -1)
-        counts = ops.one_hot(index, self.num_classes**2, dtype="float32")
-        shares = ops.sum(ops.mean(counts, axis=(1, 2)), axis=0)
-        self.shares.assign(self.shares + ops.reshape(shares, self.shares.shape))
+        labels = ops.where(valid, ops.cast(labels, "int32"), -1)  # one_hot of -1 is nothing
+        true, predicted = (
+            ops.reshape(ops.one_hot(a, self.num_classes, dtype="float32"), (-1, self.num_classes))
+            for a in (labels, ops.cast(predicted, "int32"))
+        )
+        pixels = float(np.prod(y_pred.shape[1:3]))
+        self.shares.assign(self.shares + ops.matmul(ops.transpose(true), predicted) / pixels)
 
     def get_config(self):
         return {

@@ -170,7 +170,7 @@ def load_state(model, state, source="state") -> None:
         path = variable.path.removeprefix(f"{model.name}/")
         name = paddle_name(path, model.variant)
         if name not in left:
-            problems.append(f"missing {name} {tuple(variable.shape)}")
+            problems.append(f"missing {name}")
             continue
         array = left.pop(name)
         value = _to_keras(array, variable)

@@ -306,17 +306,15 @@ def train(
     training = Pipeline(dataset, split.train, size, batch_size, augmentation, seed)
     steps = training.steps
     rows, started = [], time.time()
+    model = DDUNet((*size, 3), base_channels, variant, num_classes, recipe.upsampling, dtype=policy)
+    model.compile(**recipe.compile_arguments(model, steps, epochs))
+    model.optimizer.build(model.trainable_variables)
     if resume and last.exists():
-        model = _load_last(last)
-        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
-        rows = _read_history(out / "history.csv", done)
+        _restore(model, last)
+        rows = _read_history(out / "history.csv", int(model.optimizer.iterations) // steps)
     else:
-        model = DDUNet(
-            (*size, 3), base_channels, variant, num_classes, recipe.upsampling, dtype=policy
-        )
         _set_initial_weights(model, initial_weights)
-        model.compile(**recipe.compile_arguments(model, steps, epochs))
-        done = 0
+    done = len(rows)
     run = {
         "ddunet_keras": _version(),
         "command": sys.argv,
@@ -369,8 +367,7 @@ def build_training(model) -> None:
 
     A tf.function that creates variables is traced twice, which takes half a minute here.
     """
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    model.optimizer.build(model.trainable_variables)
     image = np.zeros((1, *model.image_shape), "float32")
     labels = np.zeros((1, *model.image_shape[:2]), "uint8")
     logits = model(image, training=False)
@@ -434,15 +431,22 @@ def _check_out(out, settings, split, resume):
         raise DataError(f"{out}: was started with another split; choose another --out")
 
 
-def _load_last(path):
+def _restore(model, path):
+    """Gives a compiled model the weights and the optimizer's state of a checkpoint.
+
+    The checkpoint's own optimizer is not used: Keras saves not which weights AdamW spares.
+    """
     try:
-        model = keras.saving.load_model(path)
-        if isinstance(model, DDUNet) and model.optimizer is not None:
-            return model
-        reason = "no trained DDUNet"
+        saved = keras.saving.load_model(path)
+        pairs = [
+            *zip(model.variables, saved.variables, strict=True),
+            *zip(model.optimizer.variables, saved.optimizer.variables, strict=True),
+        ]
+        for variable, value in pairs:
+            variable.assign(value)
     except Exception as error:  # zip, JSON, HDF5 and Keras raise many types on corrupt input
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise DataError(f"{path}: cannot be resumed ({reason}); choose another --out") from None
+        raise DataError(f"{path}: cannot be resumed ({reason}); choose another --out") from None
 
 
 def _set_initial_weights(model, path):
