@@ -101,13 +101,14 @@ class SegmentationLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")
         labels = _squeeze(ops.convert_to_tensor(y_true))
-        valid = ops.cast(ops.not_equal(labels, self.ignore_label), "float32")[..., None]
+        valid = ops.not_equal(labels, self.ignore_label)
         channels = logits.shape[-1]
         if channels == 1:
-            target = ops.cast(labels, "float32")[..., None]
-        else:
-            target = ops.one_hot(ops.cast(labels, "int32"), channels, dtype="float32")
-        target = target * valid
+            target = ops.where(valid, ops.cast(labels, "float32"), 0.0)[..., None]
+        else:  # one_hot of -1 is nothing; PyTorch refuses labels beyond the classes
+            labels = ops.where(valid, ops.cast(labels, "int32"), -1)
+            target = ops.one_hot(labels, channels, dtype="float32")
+        valid = ops.cast(valid, "float32")[..., None]
         if labels.shape[1:] != logits.shape[1:3]:
             valid = _resize(valid, logits.shape[1:3])
             target = _resize(target, logits.shape[1:3]) / ops.maximum(valid, 1e-6)
