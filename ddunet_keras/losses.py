@@ -151,8 +151,7 @@ class _ConfusionMetric(keras.metrics.Metric):
         super().__init__(name=name, **kwargs)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        # shares of pixels are added, not pixels: float32 counts no higher than 2^24
-        self.shares = self.add_variable((num_classes, num_classes), "zeros", name="shares")
+        self.counts = self.add_variable((num_classes, num_classes), "zeros", name="counts")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         labels = _squeeze(ops.convert_to_tensor(y_true))
@@ -167,8 +166,7 @@ class _ConfusionMetric(keras.metrics.Metric):
             ops.reshape(ops.one_hot(a, self.num_classes, dtype="float32"), (-1, self.num_classes))
             for a in (labels, ops.cast(predicted, "int32"))
         )
-        pixels = float(np.prod(y_pred.shape[1:3]))
-        self.shares.assign(self.shares + ops.matmul(ops.transpose(true), predicted) / pixels)
+        self.counts.assign(self.counts + ops.matmul(ops.transpose(true), predicted))
 
     def get_config(self):
         return {
@@ -186,7 +184,7 @@ class PixelAccuracy(_ConfusionMetric):
         super().__init__(num_classes, ignore_label, name, **kwargs)
 
     def result(self):
-        return ops.trace(self.shares) / ops.maximum(ops.sum(self.shares), 1e-12)
+        return ops.trace(self.counts) / ops.maximum(ops.sum(self.counts), 1e-12)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -197,8 +195,8 @@ class MeanIoU(_ConfusionMetric):
         super().__init__(num_classes, ignore_label, name, **kwargs)
 
     def result(self):
-        hits = ops.diagonal(self.shares)
-        union = ops.sum(self.shares, axis=0) + ops.sum(self.shares, axis=1) - hits
+        hits = ops.diagonal(self.counts)
+        union = ops.sum(self.counts, axis=0) + ops.sum(self.counts, axis=1) - hits
         seen = ops.cast(union > 0, "float32")
         iou = hits / ops.maximum(union, 1e-12)
         return ops.sum(iou * seen) / ops.maximum(ops.sum(seen), 1.0)

@@ -155,8 +155,8 @@ RECIPES = {
 class _Recorder(keras.callbacks.Callback):
     """After each epoch: history, curves, best and last model, each written whole.
 
-    The last model comes last. Its optimizer counts the steps, so that it alone says how far the
-    training came: what a killed process wrote beyond it is made again, and the same.
+    The last model comes last, and its optimizer's count of steps says how far the training came:
+    what a killed process wrote beyond it is made again, and the same.
     """
 
     def __init__(self, out, rows, monitor):
@@ -171,6 +171,7 @@ class _Recorder(keras.callbacks.Callback):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds = time.perf_counter() - self.started
         row = {"epoch": epoch + 1, **values, "learning_rate": rate, "seconds": round(seconds, 2)}
+        row["iterations"] = _iterations(self.model)
         if not np.isfinite(row["loss"]):
             raise DataError(
                 f"{self.out}: the loss became {row['loss']} in epoch {epoch + 1}; lower the "
@@ -199,18 +200,24 @@ def _write_history(path, rows):
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _read_history(path, epochs):
+def _iterations(model):
+    # steps that were taken; mixed precision leaves out those whose gradients overflow
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+
+
+def _read_history(path, iterations):
+    """The rows up to the one that was written with the checkpoint of these iterations."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [
-                {k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
+                {k: int(v) if k in ("epoch", "iterations") else float(v) for k, v in row.items()}
                 for row in csv.DictReader(file)
             ]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a readable history ({error}); train anew") from None
-    if [row.get("epoch") for row in rows[:epochs]] != list(range(1, epochs + 1)):
-        raise DataError(f"{path}: has {len(rows)} epochs, last.keras has {epochs}; train anew")
-    return rows[:epochs]
+        done = [row["iterations"] for row in rows].index(iterations) + 1
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"no epoch ends where last.keras does ({error})"
+        raise DataError(f"{path}: not the history of this run: {reason}; train anew") from None
+    return rows[:done]
 
 
 def train(
@@ -311,7 +318,7 @@ def train(
     model.optimizer.build(model.trainable_variables)
     if resume and last.exists():
         _restore(model, last)
-        rows = _read_history(out / "history.csv", int(model.optimizer.iterations) // steps)
+        rows = _read_history(out / "history.csv", _iterations(model))
     else:
         _set_initial_weights(model, initial_weights)
     done = len(rows)

@@ -104,8 +104,8 @@ def test_resume_of_broken_files(skies, finished, tmp_path):
             train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)
         assert "\n" not in str(e.value)
     (out / "last.keras").write_bytes(whole)
-    (out / "history.csv").write_text("epoch,loss\n1,0.5\n")
-    with pytest.raises(DataError, match=r"has 1 epochs, last\.keras has 2"):
+    (out / "history.csv").write_text("epoch,loss,iterations\n1,0.5,3\n")
+    with pytest.raises(DataError, match=r"history\.csv: not the history of this run"):
         train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)
     (out / "run.json").write_text("{")
     with pytest.raises(DataError, match="not a readable run"):
