@@ -143,10 +143,9 @@ class Pipeline:
     Batch: images float32 (batch, height, width, 3) in [-1, 1], labels uint8 (batch, height, width)
     with 255 where a pixel is ignored.
 
-    Example (`data` is endless with augmentation, so `fit` is told the steps of an epoch):
+    Example: with augmentation `data()` is endless, so `fit` is told the steps of an epoch.
 
-    >>> train = Pipeline(dataset, split.train, (160, 160), augmentation=Augmentation())
-    ... # doctest: +SKIP
+    >>> train = Pipeline(dataset, names, (32, 32), augmentation=Augmentation())  # doctest: +SKIP
     >>> model.fit(train.data(), steps_per_epoch=train.steps, shuffle=False)  # doctest: +SKIP
 
     Raises:
