@@ -78,6 +78,16 @@ def _start_keras():
         os.close(stderr)
 
 
+def _progress(done_what):
+    """A counter on stderr, where a person reads it."""
+
+    def show(done, total):
+        end = "\n" if done == total else ""
+        print(f"\r{done_what} {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    return show if sys.stderr.isatty() else None
+
+
 def _train(arguments):
     _start_keras()
     from ddunet_keras.training import train
@@ -90,10 +100,6 @@ def _train(arguments):
 
 def _evaluate(arguments):
     _start_keras()
-    from functools import partial
-
-    from tqdm import tqdm
-
     from ddunet_keras.evaluation import evaluate
     from ddunet_keras.model import load_model
 
@@ -132,7 +138,7 @@ def _evaluate(arguments):
                 f"the model was trained on {count} of these {len(names)} images, or on "
                 f"augmentations of them; see {beside}",
             )
-    settings = {"threshold": arguments.threshold, "progress": partial(tqdm, disable=None)}
+    settings = {"threshold": arguments.threshold, "progress": _progress("scored")}
     result = evaluate(model.predict_probabilities, dataset, names, **settings, **about)
     print(result.to_markdown())
     if arguments.out:
@@ -190,12 +196,8 @@ def _split(arguments):
 
 
 def _check(arguments):
-    def progress(done, total):
-        end = "\n" if done == total else ""
-        print(f"\rchecked {done} of {total}", end=end, file=sys.stderr, flush=True)
-
     dataset = open_dataset(arguments.data, arguments.layout, arguments.num_classes)
-    dataset.verify(progress if sys.stderr.isatty() else None)
+    dataset.verify(_progress("checked"))
     print(f"{arguments.data}: {len(dataset)} images and masks in order, layout {dataset.layout}")
 
 
