@@ -26,6 +26,11 @@ class DataError(ValueError):
     """A file or folder cannot be used; the message says in one line which, why and what to do."""
 
 
+def first_line(error) -> str:
+    """The first line of an exception's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _open(path):
     path = Path(path)
     if not path.exists():

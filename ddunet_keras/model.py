@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .files import DataError
+from .files import DataError, first_line
 from .images import normalize, resize_image, resize_probabilities
 from .layers import (
     DMSC,
@@ -307,5 +307,5 @@ def load_model(path) -> DDUNet:
             raise ValueError(f"it holds a {config.get('class_name')}, not a DDUNet")
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # zip, JSON, HDF5 and Keras raise many types on corrupt input
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{path}: no readable DDUNet model ({reason})") from None

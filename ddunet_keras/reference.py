@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import DataError
+from .files import DataError, first_line
 
 MAX_BYTES = 500_000_000
 """Largest checkpoint that is read (bytes); the widest DDUNet of the paper has 5 MB."""
@@ -112,7 +112,7 @@ def read_pdparams(path) -> dict[str, np.ndarray]:
     try:
         state = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a corrupt pickle raises nearly any type
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{path}: not a checkpoint of NumPy arrays ({reason})") from None
     if not isinstance(state, dict):
         kind = type(state).__name__.lstrip("_").lower()
@@ -127,7 +127,7 @@ def read_pdparams(path) -> dict[str, np.ndarray]:
         try:
             arrays[name] = _to_numpy(value)
         except Exception as error:  # a forged state raises nearly any type
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise DataError(f"{path}: {name!r} {reason}") from None
     return arrays
 

@@ -15,7 +15,7 @@ import numpy as np
 from .data.datasets import open_dataset
 from .data.pipeline import Augmentation, Pipeline
 from .data.splits import Split, make_split
-from .files import DataError, atomic_path, write_json, write_text
+from .files import DataError, atomic_path, first_line, write_json, write_text
 from .layers import PACKAGE
 from .losses import MeanIoU, PixelAccuracy, SegmentationLoss
 from .model import DDUNet
@@ -315,7 +315,7 @@ def train(
     rows, started = [], time.time()
     model = DDUNet((*size, 3), base_channels, variant, num_classes, recipe.upsampling, dtype=policy)
     model.compile(**recipe.compile_arguments(model, steps, epochs))
-    model.optimizer.build(model.trainable_variables)
+    build_training(model)
     if resume and last.exists():
         _restore(model, last)
         rows = _read_history(out / "history.csv", _iterations(model))
@@ -341,7 +341,6 @@ def train(
     if keras.backend.backend() == "tensorflow":
         callbacks.append(keras.callbacks.TensorBoard(out / "logs", write_graph=False))
     if done < epochs:
-        build_training(model)
         try:
             model.fit(
                 training.data(done),
@@ -452,7 +451,7 @@ def _restore(model, path):
         for variable, value in pairs:
             variable.assign(value)
     except Exception as error:  # zip, JSON, HDF5 and Keras raise many types on corrupt input
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{path}: cannot be resumed ({reason}); choose another --out") from None
 
 
