@@ -50,7 +50,7 @@ def set_up():
         venv.EnvBuilder(clear=True, symlinks=os.name != "nt", with_pip=True).create(VENV)
     print("run.py: installing the dependencies, some minutes", flush=True)
     install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
-    subprocess.run([*install, "--editable", ".[train,test]"], cwd=ROOT, check=True)
+    subprocess.run([*install, "--editable", ".[train,mcu,test]"], cwd=ROOT, check=True)
     STAMP.write_text(wanted)
 
 

@@ -33,6 +33,8 @@ _HOME = {
     "make_split": "data.splits",
     "synthetic_sky": "data.synthetic",
     "write_synthetic": "data.synthetic",
+    "Segmenter": "runtime",
+    "convert": "deploy.convert",
     "CloudCover": "sky",
     "Segmentation": "sky",
     "cloud_cover": "sky",

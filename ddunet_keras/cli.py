@@ -17,12 +17,14 @@ import numpy as np
 from ddunet_keras import __version__
 from ddunet_keras.data.datasets import LAYOUTS, open_dataset
 from ddunet_keras.data.splits import PROTOCOLS, Split, make_split
-from ddunet_keras.files import DataError, write_text
+from ddunet_keras.files import DataError, atomic_path, write_text
 from ddunet_keras.prediction import find_photos, predict_files
 
 # as ddunet_keras.model and .training have them; importing these would make `--help` wait for Keras
 VARIANTS = ("full", "dmsc", "baseline")
 RECIPES = ("default", "paper", "authors")
+# as ddunet_keras.deploy.convert has them
+TARGETS = ("tflm", "ethos-u", "edgetpu", "android", "cpu")
 
 _DEMO_MARK = "made-by-ddunet-demo.txt"
 
@@ -98,25 +100,45 @@ def _train(arguments):
     print(f"wrote {arguments.out}: best.keras, last.keras, run.json, split.json, curves.png")
 
 
-def _evaluate(arguments):
+def _open_model(path, threads=None, delegate=None):
+    """What `segment` and `predict_probabilities` are asked of; a .tflite starts no TensorFlow."""
+    if path.suffix == ".tflite":
+        from ddunet_keras.runtime import Segmenter
+
+        return Segmenter(path, threads, delegate)
+    if threads or delegate:
+        raise DataError("--threads and --delegate are for a .tflite file")
     _start_keras()
-    from ddunet_keras.evaluation import evaluate
     from ddunet_keras.model import load_model
 
-    model = load_model(arguments.model)
+    return load_model(path)
+
+
+def _split_beside(path):
+    """The split that a training left beside its model, and its file; None where there is none."""
+    beside = path.parent / "split.json"
+    return (Split.load(beside) if beside.is_file() else None), beside
+
+
+def _choose_split(arguments, dataset, trained):
+    if arguments.split:
+        return Split.load(arguments.split)
+    if arguments.protocol or trained is None:
+        return make_split(dataset, arguments.protocol or "date", arguments.seed)
+    return trained
+
+
+def _evaluate(arguments):
+    from ddunet_keras.evaluation import evaluate
+
+    model = _open_model(arguments.model)
     dataset = open_dataset(arguments.data, arguments.layout, model.num_classes)
-    beside = arguments.model.parent / "split.json"
-    trained = Split.load(beside) if beside.is_file() else None
+    trained, beside = _split_beside(arguments.model)
     about = {"model": str(arguments.model), "data": str(arguments.data), "part": arguments.part}
     if arguments.part == "all":
         names, about["protocol"] = [sample.name for sample in dataset], "none"
     else:
-        if arguments.split:
-            split = Split.load(arguments.split)
-        elif arguments.protocol or trained is None:
-            split = make_split(dataset, arguments.protocol or "date", arguments.seed)
-        else:
-            split = trained
+        split = _choose_split(arguments, dataset, trained)
         try:
             split.check(dataset)
         except DataError as error:
@@ -149,14 +171,11 @@ def _evaluate(arguments):
 def _predict(arguments):
     if arguments.model is None:
         raise DataError(
-            "predict needs --model FILE.keras; `ddunet train DATA --out RUN` makes RUN/best.keras, "
-            "and `ddunet demo` a small one without data"
+            "predict needs --model FILE, .keras or .tflite; `ddunet train DATA --out RUN` makes "
+            "RUN/best.keras, and `ddunet demo` a small one without data"
         )
     photos = find_photos(arguments.inputs)
-    _start_keras()
-    from ddunet_keras.model import load_model
-
-    model = load_model(arguments.model)
+    model = _open_model(arguments.model, arguments.threads, arguments.delegate)
     model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for no photo
     about = {"model": str(arguments.model)}
     options = {key: getattr(arguments, key) for key in ("threshold", "horizon", "overlay")}
@@ -177,6 +196,54 @@ def _predict(arguments):
     if not arguments.json:
         print(f"wrote {arguments.out}: predictions.json, masks of {len(photos) - failed} photos")
     return 2 if failed else 0
+
+
+def _convert(arguments):
+    _start_keras()
+    from ddunet_keras.deploy.convert import ConversionError, convert, labelled_photos, plain_photos
+    from ddunet_keras.model import load_model
+
+    model, size, target = load_model(arguments.model), arguments.size, arguments.target
+    draw = {"count": arguments.images, "verify": arguments.verify, "seed": arguments.seed}
+    try:
+        dataset = open_dataset(arguments.calibration, arguments.layout, model.num_classes)
+    except DataError:
+        if arguments.layout or not arguments.calibration.is_dir():
+            raise
+        paths = find_photos([arguments.calibration]).values()
+        photos = plain_photos(paths, size, **draw)
+    else:
+        split = _choose_split(arguments, dataset, _split_beside(arguments.model)[0])
+        photos = labelled_photos(dataset, split, size, **draw)
+    name = f"{arguments.model.stem}_{'x'.join(map(str, size))}_{target}.tflite"
+    keys = ("target", "precision", "io", "output", "qat_epochs", "prune", "cluster", "ram", "seed")
+    options = {key: getattr(arguments, key) for key in (*keys, "c_array", "debug", "inspect")}
+    try:
+        result = convert(
+            model,
+            photos,
+            arguments.out or Path(name),
+            size=size,
+            progress=lambda line: print(f"ddunet: {line}", file=sys.stderr, flush=True),
+            model_file=arguments.model.name,
+            **options,
+        )
+    except ConversionError as error:
+        print(error.verification.to_markdown(), error.layers, sep="\n")
+        raise
+    out = arguments.out or Path(name)
+    print(out.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"wrote {out} ({result['bytes']:,} bytes) and beside it .json, .md, .png")
+
+
+def _inspect(arguments):
+    from ddunet_keras.deploy.targets import inspect_model
+
+    report = inspect_model(arguments.file)
+    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report.to_markdown())
+    if arguments.plot:
+        with atomic_path(arguments.plot) as temporary:
+            report.plot(temporary)
 
 
 def _synthetic(arguments):
@@ -270,6 +337,9 @@ def _horizon(text):
 _positive = _number(int, 1, 10**9, "a positive integer")
 _seed = _number(int, 0, 2**32 - 1, "an integer from 0 to 2**32 - 1")
 _classes = _number(int, 2, 255, "an integer from 2 to 255")
+_count = _number(int, 0, 10**9, "0 or a positive integer")
+_share = _number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1")
+_values = _number(int, 2, 256, "an integer from 2 to 256")
 _threshold = _number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1")
 
 
@@ -336,8 +406,10 @@ def _parser():
 
     option = command(_predict, "find the clouds in photos: mask, overlay and cloud cover")
     option("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos")
-    option("--model", type=Path, metavar="FILE", help="a .keras file, such as RUN/best.keras")
+    option("--model", type=Path, metavar="FILE", help=".keras, such as RUN/best.keras, or .tflite")
     option("--out", type=Path, default=Path("predictions"), metavar="DIR", help="for the results")
+    option("--threads", type=_positive, metavar="N", help=".tflite: of LiteRT (default: all cores)")
+    option("--delegate", metavar="NAME", help=".tflite: edgetpu, or a LiteRT delegate's library")
     threshold(option)
     option(
         "--horizon",
@@ -347,6 +419,48 @@ def _parser():
     )
     option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
     option("--json", action="store_true", help="print one JSON object a photo")
+
+    option = command(_convert, "make a verified int8 .tflite of a trained model")
+    option("model", type=Path, metavar="MODEL", help="a .keras file, such as RUN/best.keras")
+    option("--size", type=_size(16), required=True, metavar="H,W", help="of the file's input")
+    option("--target", choices=TARGETS, default="tflm", help="device that the file is for")
+    help = "data set that the model was trained on, or a folder of photos (without masks)"
+    option("--calibration", type=Path, required=True, metavar="DATA", help=help)
+    option("--layout", choices=LAYOUTS, help="of DATA (default: found by looking)")
+    option("--protocol", choices=PROTOCOLS, help=f"{protocols} (default: RUN's or date)")
+    option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
+    option(
+        "--images",
+        type=_positive,
+        default=200,
+        metavar="N",
+        help="to calibrate on, of training part",
+    )
+    option("--verify", type=_count, default=32, metavar="N", help="test images; 0 for all")
+    help = "epochs of quantization-aware training"
+    option("--qat", dest="qat_epochs", type=_count, default=0, metavar="EPOCHS", help=help)
+    option("--prune", type=_share, metavar="S", help="with --qat: share of weights set to zero")
+    option(
+        "--cluster", type=_values, metavar="N", help="with --qat: values a layer's weights share"
+    )
+    option("--precision", choices=("int8", "float16", "float32"), default="int8", help="of weights")
+    option(
+        "--io", choices=("int8", "uint8", "float32"), help="input and output (default: target's)"
+    )
+    option(
+        "--output", choices=("probability", "logits", "mask"), default="probability", help="what"
+    )
+    option("--ram", type=_positive, metavar="KIB", help="tflm: arena that is to suffice, by strips")
+    option("--c-array", type=Path, metavar="DIR", help="tflm: the file as C sources too")
+    option("--debug", action="store_true", help="error of each layer against the float model")
+    option("--no-inspect", dest="inspect", action="store_false", help="no Vela, TFLM and latency")
+    option("--out", type=Path, metavar="FILE", help="(default: MODEL_SIZE_TARGET.tflite)")
+    seed(option)
+
+    option = command(_inspect, "what a .tflite file costs on devices: memory, time, operators")
+    option("file", type=Path, metavar="FILE", help="any .tflite file")
+    option("--json", action="store_true", help="print JSON in place of tables")
+    option("--plot", type=Path, metavar="PNG", help="picture of the memory over the operators")
 
     option = command(_synthetic, "write a data set of made-up skies with exact masks")
     option("out", type=Path, metavar="OUT", help="new folder")

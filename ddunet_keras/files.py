@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddunet_keras.images import to_array
+
 IGNORE = 255
 """Label of a pixel that is neither cloud nor sky: it counts in no loss, score or cloud cover."""
 
@@ -51,7 +53,8 @@ def _open(path):
                     "read; make it smaller"
                 )
             picture.load()
-            return ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)  # copies only what is turned
+            return picture
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on corrupt input
@@ -92,7 +95,7 @@ def read_image(path) -> np.ndarray:
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return np.asarray(picture.convert("RGB"))
+    return to_array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def read_gray(path) -> np.ndarray:

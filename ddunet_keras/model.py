@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from .files import DataError, first_line
-from .images import normalize, resize_image, resize_probabilities
+from .images import normalize, resize_image
 from .layers import (
     DMSC,
     DWBG,
@@ -21,7 +21,7 @@ from .layers import (
     UpConvBNReLU,
     positive_int,
 )
-from .sky import Segmentation, horizon_mask
+from .sky import Segmentation, segment
 
 VARIANTS = ("full", "dmsc", "baseline")
 
@@ -254,19 +254,7 @@ class DDUNet(keras.Model):
         >>> DDUNet(image_shape=(32, 48, 3), base_channels=2).segment(photo).mask.shape
         (40, 60)
         """
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                "`image` must be uint8 of shape (height, width, 3). "
-                f"Received: {image.dtype} of shape {image.shape}"
-            )
-        if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
-        if channel_order == "bgr":
-            image = np.ascontiguousarray(image[..., ::-1])
-        valid = horizon_mask(horizon, image)
-        probabilities = resize_probabilities(self.predict_probabilities(image), image.shape[:2])
-        return Segmentation(image, probabilities, valid, threshold)
+        return segment(self.predict_probabilities, image, threshold, horizon, channel_order)
 
 
 def _check_image_shape(image_shape):

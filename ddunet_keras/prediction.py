@@ -85,35 +85,39 @@ def predict_files(
     if out.resolve() in {path.resolve().parent for path in photos.values()}:
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
     records = []
+    settings = {"threshold": threshold, "horizon": horizon}
     try:
         for name, path in photos.items():
             record = {"image": str(path)}
-            start = time.perf_counter()
             try:
-                image = read_image(path)
-                result = model.segment(image, threshold=threshold, horizon=horizon)
+                record |= _predict_file(model, path, out, name, settings, overlay) | about
             except DataError as error:
                 about_file = str(path) in str(error)
                 record["error"] = str(error) if about_file else f"{path}: {error}"
-                records.append(record)
-                yield record
-                continue
-            seconds = time.perf_counter() - start
-            record["mask"] = f"{name}_mask.png"
-            write_image(out / record["mask"], result.mask)
-            if overlay:
-                record["overlay"] = f"{name}_overlay.jpg"
-                write_image(out / record["overlay"], result.overlay())
-            record |= {
-                "height": image.shape[0],
-                "width": image.shape[1],
-                "cloud_cover": result.to_dict(),
-                "threshold": threshold,
-                "horizon": horizon,
-                "seconds": round(seconds, 4),
-                **about,
-            }
             records.append(record)
             yield record
     finally:
         write_json(out / "predictions.json", records)
+
+
+def _predict_file(model, path, out, name, settings, overlay):
+    """One photo's results; a function of its own, so that its arrays go before the next photo."""
+    start = time.perf_counter()
+    result = model.segment(read_image(path), **settings)
+    seconds = time.perf_counter() - start
+    height, width = result.image.shape[:2]
+    record = {"mask": f"{name}_mask.png"}
+    write_image(out / record["mask"], result.mask)
+    cover = result.to_dict()
+    if overlay:
+        record["overlay"] = f"{name}_overlay.jpg"
+        picture = result.overlay()
+        del result  # a large photo's memory, before its overlay is compressed
+        write_image(out / record["overlay"], picture)
+    return record | {
+        "height": height,
+        "width": width,
+        "cloud_cover": cover,
+        **settings,
+        "seconds": round(seconds, 4),
+    }

@@ -9,8 +9,9 @@ import numpy as np
 
 from ddunet_keras.files import IGNORE
 from ddunet_keras.horizon import horizon_mask
+from ddunet_keras.images import resize_probabilities
 
-__all__ = ["CloudCover", "Segmentation", "cloud_cover", "horizon_mask"]
+__all__ = ["CloudCover", "Segmentation", "cloud_cover", "horizon_mask", "segment"]
 
 CLOUD_COLORS = (
     (204, 0, 140),
@@ -23,6 +24,8 @@ tell them apart, and the first occurs neither in blue nor in city-lit skies. Sky
 
 CONTOUR_COLOR = (255, 255, 255)
 """Overlay colour of the line between two classes."""
+
+_BAND = 64  # rows of a photo that are worked on at once where that saves memory
 
 NOT_VALID = 128
 """Value in a two-class mask picture of a pixel outside the horizon (sky is 0, cloud 255)."""
@@ -102,9 +105,16 @@ def cloud_cover(labels, valid=None) -> CloudCover:
     counted = labels != IGNORE
     if valid is not None:
         counted &= _as_valid(valid, labels.shape)
-    total = int(counted.sum())
-    cloudy = int((counted & (labels > 0)).sum())
+    total = np.count_nonzero(counted)
+    cloudy = np.count_nonzero(counted & (labels > 0))
     return CloudCover(cloudy / total if total else math.nan, total / max(labels.size, 1))
+
+
+def class_names(num_classes) -> tuple[str, ...]:
+    """What classes are called where nobody names them: sky first, then ever denser cloud."""
+    clouds = {2: ("cloud",), 3: ("thin cloud", "thick cloud")}
+    numbered = tuple(f"cloud {k}" for k in range(1, num_classes))
+    return ("sky", *clouds.get(num_classes, numbered))
 
 
 def _as_valid(valid, shape):
@@ -161,22 +171,21 @@ class Segmentation:
                 f"probabilities: expected shape {shape[:2]} or {(*shape[:2], 'n')} with n > 1, "
                 f"received {values.shape}"
             )
+        low, high = values.min(), values.max()
         # resizing may round to a little over 1
-        if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise ValueError(
-                f"probabilities: expected values in [0, 1], received {values.min()} to "
-                f"{values.max()}; apply the sigmoid or softmax to logits"
+                f"probabilities: expected values in [0, 1], received {low} to {high}; apply the "
+                "sigmoid or softmax to logits"
             )
-        self.probabilities = values.clip(0, 1)
+        self.probabilities = values if low >= 0 and high <= 1 else values.clip(0, 1)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected a number in [0, 1], received {self.threshold!r}")
         if self.valid is None:
-            self.valid = np.ones(shape[:2], bool)
+            self.valid = np.broadcast_to(True, shape[:2])  # takes no memory
         self.valid = _as_valid(self.valid, shape[:2])
         if self.class_names is None:
-            clouds = {2: ("cloud",), 3: ("thin cloud", "thick cloud")}
-            numbered = tuple(f"cloud {k}" for k in range(1, self.num_classes))
-            self.class_names = ("sky", *clouds.get(self.num_classes, numbered))
+            self.class_names = class_names(self.num_classes)
         self.class_names = tuple(self.class_names)
         if len(self.class_names) != self.num_classes:
             raise ValueError(
@@ -192,10 +201,10 @@ class Segmentation:
     def labels(self) -> np.ndarray:
         """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid."""
         if self.probabilities.ndim == 2:
-            labels = self.probabilities >= self.threshold
+            labels = (self.probabilities >= self.threshold).view(np.uint8)
         else:
-            labels = self.probabilities.argmax(axis=-1)
-        return np.where(self.valid, labels, IGNORE).astype(np.uint8)
+            labels = self.probabilities.argmax(axis=-1).astype(np.uint8)
+        return np.where(self.valid, labels, np.uint8(IGNORE))
 
     @property
     def mask(self) -> np.ndarray:
@@ -206,7 +215,7 @@ class Segmentation:
         labels = self.labels
         if self.num_classes > 2:
             return labels
-        return np.where(self.valid, labels * np.uint8(255), NOT_VALID).astype(np.uint8)
+        return np.where(self.valid, labels * np.uint8(255), np.uint8(NOT_VALID))
 
     @property
     def cloud_cover(self) -> CloudCover:
@@ -225,17 +234,21 @@ class Segmentation:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a number in [0, 1], received {alpha!r}")
         labels = self.labels
+        contour = _contour(labels, max(round(min(labels.shape) / 250), 1))
         # what becomes of each value, by label: far faster than blending a large photo
         table = np.tile(np.arange(256.0)[:, None], (256, 1, 3))
         for label in range(1, self.num_classes):
             color = np.array(CLOUD_COLORS[(self.num_classes - 1 - label) % len(CLOUD_COLORS)])
             table[label] = (1 - alpha) * table[label] + alpha * color
         table[IGNORE] *= 0.35
-        table = np.rint(table).astype(np.uint8).reshape(-1, 3)
-        rows = labels.astype(np.uint16) * 256
-        picture = np.stack([table[rows + self.image[..., c], c] for c in range(3)], axis=-1)
-        line = max(round(min(labels.shape) / 250), 1)
-        picture[_contour(labels, line)] = CONTOUR_COLOR
+        table = np.rint(table).astype(np.uint8).reshape(-1, 3).T.copy()
+        picture = np.empty_like(self.image)
+        for start in range(0, len(picture), _BAND):  # the indices of a whole photo are large
+            band = np.s_[start : start + _BAND]
+            rows = labels[band].astype(np.uint16) * 256
+            for c in range(3):
+                picture[band][..., c] = np.take(table[c], rows + self.image[band][..., c])
+        picture[contour] = CONTOUR_COLOR
         return picture
 
     def to_dict(self) -> dict:
@@ -248,6 +261,41 @@ def _contour(labels, line):
     contour = np.zeros(labels.shape, bool)
     for here, drawn in ((labels, contour), (labels.T, contour.T)):
         before, after = here[:-line], here[line:]
-        differ = (before != after) & (before != IGNORE) & (after != IGNORE)
+        differ = before != after
+        differ &= before != IGNORE
+        differ &= after != IGNORE
         drawn[(line + 1) // 2 :][: len(differ)] |= differ
     return contour
+
+
+def segment(predictor, image, threshold=0.5, horizon=None, channel_order="rgb") -> Segmentation:
+    """Finds the clouds in one photo of any size; `DDUNet.segment` and `Segmenter.segment` are this.
+
+    Args:
+        predictor: maps uint8 (h, w, 3) RGB to probabilities of a size of its own, as
+            `DDUNet.predict_probabilities` does.
+        image: uint8 (h, w, 3).
+        threshold: probability in (0, 1) from which a pixel is cloud (two classes only).
+        horizon: None, "auto", "circle:x,y,r" (pixels of the photo), a mask file or a boolean array;
+            outside it nothing counts. See `horizon_mask`.
+        channel_order: of `image`, "rgb" or, as OpenCV reads, "bgr".
+
+    Returns:
+        `Segmentation` at the photo's own size.
+
+    Raises:
+        ValueError: the image is not uint8 (h, w, 3), or another argument is out of its range.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise ValueError(
+            "`image` must be uint8 of shape (height, width, 3). "
+            f"Received: {image.dtype} of shape {image.shape}"
+        )
+    if channel_order not in ("rgb", "bgr"):
+        raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
+    if channel_order == "bgr":
+        image = np.ascontiguousarray(image[..., ::-1])
+    valid = None if horizon is None else horizon_mask(horizon, image)
+    probabilities = resize_probabilities(predictor(image), image.shape[:2])
+    return Segmentation(image, probabilities, valid, threshold)

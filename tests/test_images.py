@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ddunet_keras.images import normalize, resize_image, resize_labels, resize_probabilities
+from ddunet_keras.images import (
+    normalize,
+    resize_image,
+    resize_labels,
+    resize_probabilities,
+    to_array,
+)
 
 
 def photo(height, width):
@@ -118,3 +125,12 @@ def test_normalize():
     np.testing.assert_allclose(normalized, (pixels / 255 - 0.5) / 0.5, atol=1e-7)
     assert normalized[0] == -1 and normalized[-1] == 1
     assert normalize(photo(3, 4)[None]).shape == (1, 3, 4, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "F"])
+def test_to_array_is_what_numpy_gives(mode):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 21, 3), np.uint8))
+    picture = picture.convert(mode)
+    array = to_array(picture)
+    np.testing.assert_array_equal(array, np.asarray(picture))
+    assert array.dtype == np.asarray(picture).dtype

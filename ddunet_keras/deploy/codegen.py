@@ -1,0 +1,292 @@
+"""What a device gets with a `.tflite` file: C sources for microcontrollers, metadata for Android.
+
+Imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from ddunet_keras import __version__
+from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite, write_tflite
+from ddunet_keras.files import DataError, write_text
+from ddunet_keras.runtime import check_segmenter
+from ddunet_keras.sky import class_names
+
+# === C sources for TensorFlow Lite Micro ===
+
+_ADD = {"BATCH_MATMUL": "BatchMatMul", "PADV2": "PadV2", "CUMSUM": "CumSum", "ethos-u": "EthosU"}
+
+_HEADER = """\
+/* Written by ddunet_keras {version}: do not edit, convert again. A segmenter of RGB photos for
+   TensorFlow Lite Micro; tflite/micro/main.cc shows its use. */
+#ifndef {macro}_H_
+#define {macro}_H_
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* The .tflite file, at a multiple of 16 bytes, to be left in flash. */
+extern const unsigned char {name}[];
+extern const size_t {name}_size;
+
+#ifdef __cplusplus
+}}
+#endif
+
+/* Input: int8 (1, HEIGHT, WIDTH, 3), each value a pixel's red, green or blue (0 to 255) minus 128.
+   That is, value = scale * (input - zero point) is a pixel's deviation from 128. */
+#define {macro}_HEIGHT {height}
+#define {macro}_WIDTH {width}
+#define {macro}_INPUT_SCALE {input_scale}
+#define {macro}_INPUT_ZERO_POINT {input_zero_point}
+
+/* Output: int8 (1, HEIGHT, WIDTH, CHANNELS), {kind}: scale * (output - zero point).
+   With one channel a pixel is cloud where its output is at least THRESHOLD (probability 0.5); with
+   more, the largest channel is its class, and class 0 is sky. */
+#define {macro}_CHANNELS {channels}
+#define {macro}_OUTPUT_SCALE {output_scale}
+#define {macro}_OUTPUT_ZERO_POINT {output_zero_point}
+#define {macro}_THRESHOLD {threshold}
+
+/* What the interpreter needs: measured with TFLM's reference kernels on a computer with 64-bit
+   pointers. A microcontroller's smaller pointers need less, optimised kernels may need more;
+   MicroInterpreter::arena_used_bytes() says how much. */
+#define {macro}_ARENA_BYTES {arena}
+
+/* C++: `MicroMutableOpResolver<{macro}_OPERATORS> resolver;`, then
+   `{macro}_REGISTER(resolver)` adds every operator, true if all went well. */
+#define {macro}_OPERATORS {operators}
+#define {macro}_REGISTER(resolver) \\
+  ({register})
+
+#endif /* {macro}_H_ */
+"""
+
+_SOURCE = """\
+/* Written by ddunet_keras {version}: do not edit, convert again. C11 or C++11. */
+#include "{name}.h"
+
+#ifndef __cplusplus
+#include <stdalign.h>
+#endif
+
+alignas(16) const unsigned char {name}[] = {{
+{rows}
+}};
+const size_t {name}_size = sizeof({name});
+"""
+
+
+def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[Path, Path]:
+    """Writes a `.tflite` file as C sources that a microcontroller's firmware compiles in.
+
+    `NAME.h` has the array's declaration and, as constants, the sizes, scales and zero points of
+    input and output, the arena's size and the operators to register; `NAME.c` has the array.
+    `tflite/micro/main.cc` is an application that uses both under their default name.
+
+    Args:
+        data: bytes of a `.tflite` file with int8 input and output.
+        folder: is made if missing; files of these names are replaced.
+        name: an identifier of C.
+        arena_bytes: what TFLM's interpreter needs, from `verify.run_tflm`.
+
+    Returns:
+        the paths of header and source.
+
+    Raises:
+        DataError: the file is no segmenter with int8 input and output.
+        ValueError: `name` is no identifier, or `arena_bytes` is not positive.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        raise ValueError(f"`name` must be an identifier of C. Received: name={name!r}")
+    if not isinstance(arena_bytes, (int, np.integer)) or arena_bytes <= 0:
+        raise ValueError(f"`arena_bytes` must be positive. Received: arena_bytes={arena_bytes!r}")
+    model = read_tflite(data)
+    kind, _ = check_segmenter(model)
+    source, result = _ends(model)
+    if not source.type == result.type == schema.TensorType.INT8:
+        raise DataError("C sources are for files with int8 input and output (--io int8)")
+    input_scale, input_zero_point = _quantization(source)
+    output_scale, output_zero_point = _quantization(result)
+    middle = {"probability": 0.5, "logits": 0.0, "mask": 1.0}[kind]
+    names = sorted(set(_used_operators(model)))
+    header = _HEADER.format(
+        version=__version__,
+        name=name,
+        macro=name.upper(),
+        height=source.shape[1],
+        width=source.shape[2],
+        channels=result.shape[3],
+        kind={"mask": "the class"}.get(kind, kind),
+        input_scale=_c_float(input_scale),
+        input_zero_point=f"({input_zero_point})",
+        output_scale=_c_float(output_scale),
+        output_zero_point=f"({output_zero_point})",
+        threshold=f"({math.ceil(middle / output_scale + output_zero_point)})",
+        arena=-(-int(arena_bytes) // 16) * 16,
+        operators=len(names),
+        register=" && \\\n   ".join(f"(resolver).Add{op}() == kTfLiteOk" for op in names),
+    )
+    rows = "\n".join(
+        "  " + "".join(f"{byte}," for byte in data[start : start + 24])
+        for start in range(0, len(data), 24)
+    )
+    folder = Path(folder)
+    paths = folder / f"{name}.h", folder / f"{name}.c"
+    write_text(paths[0], header)
+    write_text(paths[1], _SOURCE.format(version=__version__, name=name, rows=rows))
+    return paths
+
+
+def _ends(model):
+    graph = model.subgraphs[0]
+    return graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+
+
+def _quantization(tensor):
+    """Scale and zero point; 1 and 0 for a mask's plain numbers."""
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None or not len(quantization.scale):
+        return 1.0, 0
+    return float(np.float32(quantization.scale[0])), int(quantization.zeroPoint[0])
+
+
+def _c_float(value):
+    return f"{np.float32(value)!s}f"
+
+
+def _used_operators(model):
+    """For each operator the name of the resolver's method, without "Add"."""
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = operator_name(model, operator)
+            words = (word.replace("2d", "2D") for word in name.title().split("_"))
+            yield _ADD.get(name) or "".join(words)
+
+
+# === Metadata for MediaPipe on Android ===
+
+LABELS_FILE = "labels.txt"
+"""Name of the file of class names that is attached to the `.tflite` file."""
+
+# numbers of the members that are used of the schema's unions and enumerations
+_NORMALIZATION_OPTIONS, _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 1, 2
+_RGB, _TENSOR_AXIS_LABELS = 1, 2
+
+
+def add_metadata(
+    data, labels=None, name="DDUNet", description="Clouds in photos of the sky"
+) -> bytes:
+    """Adds what MediaPipe's ImageSegmenter reads: normalization, class names, activation.
+
+    Source: `metadata_schema.fbs` and `image_segmenter_metadata_schema.fbs` of MediaPipe 1.2. The
+    class names are attached as a zip archive after the flatbuffer, as MediaPipe expects them.
+
+    Args:
+        data: bytes of a `.tflite` file with uint8 or float32 input, whose output is probabilities
+            or logits.
+        labels: names of the output's channels; by default "cloud", or those of `Segmentation`.
+        name, description: of the model, for a person.
+
+    Returns:
+        bytes of the file with metadata; LiteRT runs it as before.
+
+    Raises:
+        DataError: the file is no segmenter, has int8 input, or its output is a mask.
+        ValueError: the number of labels is not that of the output's channels.
+    """
+    model = read_tflite(data)
+    kind, num_classes = check_segmenter(model)
+    source, result = _ends(model)
+    if source.type == schema.TensorType.INT8 or kind == "mask":
+        raise DataError(
+            "MediaPipe takes files with uint8 or float32 input (--io) and probabilities or logits"
+        )
+    channels = result.shape[3]
+    labels = list(labels or class_names(num_classes)[-channels:])
+    if len(labels) != channels:
+        raise ValueError(f"`labels` must be {channels} names. Received: labels={labels!r}")
+    mean = 128.0 if source.type == schema.TensorType.FLOAT32 else 0.0
+    activation = 0 if kind == "probability" else 1 if channels == 1 else 2  # none, sigmoid, softmax
+    buffer = schema.BufferT()
+    content = _metadata(mean, activation, name, description)
+    buffer.data = np.frombuffer(content, np.uint8)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = "TFLITE_METADATA", len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata.append(entry)
+    file = io.BytesIO(write_tflite(model))
+    with zipfile.ZipFile(file, "a") as archive:  # a ZipInfo of its own has no time of day in it
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(labels) + "\n")
+    return file.getvalue()
+
+
+def _metadata(mean, activation, name, description):
+    build = flatbuffers.Builder(1024)
+    text = build.CreateString
+
+    def floats(value):
+        return build.CreateNumpyVector(np.array([value], np.float32))
+
+    # a table's fields stand in the order of the schema; None leaves one out
+    normalization = _table(build, floats(mean), floats(1.0))
+    unit = _table(build, np.uint8(_NORMALIZATION_OPTIONS), normalization)
+    image = _table(build, np.uint8(_IMAGE_PROPERTIES), _table(build, np.uint8(_RGB)))
+    stats = _table(build, floats(255 - mean), floats(-mean))
+    units = _vector(build, unit)
+    source = _table(build, text("image"), None, None, image, units, stats)
+    masks = _table(build, np.uint8(_FEATURE_PROPERTIES), _table(build))
+    labels = _table(build, text(LABELS_FILE), None, np.uint8(_TENSOR_AXIS_LABELS))
+    files = _vector(build, labels)
+    result = _table(build, text("masks"), None, None, masks, None, None, files)
+    custom = _table(
+        build, text("SEGMENTER_METADATA"), _bytes(build, _segmenter_options(activation))
+    )
+    ends, custom = (_vector(build, source), _vector(build, result)), _vector(build, custom)
+    graph = _table(build, None, None, *ends, *[None] * 5, custom)
+    graphs = _vector(build, graph)
+    about = text(name), text(description), None, graphs, None, None, None, text("1.0.0")
+    build.Finish(_table(build, *about), b"M001")
+    return bytes(build.Output())
+
+
+def _segmenter_options(activation):
+    build = flatbuffers.Builder(64)
+    build.Finish(_table(build, np.uint8(activation), build.CreateString("1.0.0")), b"V001")
+    return bytes(build.Output())
+
+
+def _table(build, *fields):
+    """A table: each field an offset, an np.uint8 or None."""
+    build.StartObject(len(fields))
+    for slot, value in enumerate(fields):
+        if isinstance(value, np.uint8):
+            build.PrependUint8Slot(slot, int(value), 0)
+        elif value is not None:
+            build.PrependUOffsetTRelativeSlot(slot, value, 0)
+    return build.EndObject()
+
+
+def _vector(build, offset):
+    build.StartVector(4, 1, 4)
+    build.PrependUOffsetTRelative(offset)
+    return build.EndVector()
+
+
+def _bytes(build, content):
+    build.StartVector(1, len(content), 16)
+    for byte in reversed(content):
+        build.PrependByte(byte)
+    return build.EndVector()

@@ -1,0 +1,418 @@
+"""The graph that is converted: a trained `DDUNet` as plain layers with one image a batch.
+
+Batch normalization is folded into the convolutions (exact at inference, Jacob et al., CVPR 2018,
+section 3.2), deep supervision is cut off, and the dynamic head has a form that devices run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from ddunet_keras.layers import DMSC
+from ddunet_keras.model import DDUNet, _check_image_shape
+
+HEADS = ("multiply", "matmul")
+OUTPUTS = ("probability", "logits", "mask")
+TOLERANCE = 1e-5
+"""Largest difference of logits, over their range, that `check_graph` takes for rounding."""
+
+
+def build_graph(
+    model,
+    size,
+    *,
+    head="multiply",
+    output="probability",
+    framework=keras,
+    batch_size=1,
+    centered=True,
+    scales=None,
+):
+    """Builds the flat graph of a trained model, with its weights.
+
+    Args:
+        model: a `DDUNet`.
+        size: (height, width) of the input, multiples of 16; the weights fit every size.
+        head: form of the dynamic head. "multiply": nine products of the map with a vector, each
+            summed over the channels; runs everywhere. "matmul": one batched matrix product; faster
+            and more accurate on a CPU, but Vela and the Edge TPU lack it. A static head is a
+            convolution in either case.
+        output: "probability" (height, width, 1 or n), "logits", or "mask", whole numbers
+            (height, width, 1): cloud is 1, or the index of the most probable class.
+        framework: `keras`, or `tf_keras`, which tensorflow-model-optimization needs.
+        batch_size: 1 for conversion, more for training.
+        centered: whether the input is `pixel - 128` in [-128, 127], what deployed files take, or
+            the model's own `pixel / 127.5 - 1`. The stem's kernel and bias make the difference;
+            zeros that pad the border then mean 128 rather than 127.5.
+        scales: factors of the channels of maps inside, from `equalization`; the output is the same.
+
+    Returns:
+        A functional model of Conv2D, DepthwiseConv2D, ZeroPadding2D, ReLU, Softmax, sigmoid,
+        GlobalAveragePooling2D, UpSampling2D, Concatenate, Add and Multiply layers.
+
+    Raises:
+        ValueError: an argument has another value than those named here.
+
+    Example:
+
+    >>> model = DDUNet((32, 32, 3), base_channels=2)
+    >>> build_graph(model, (32, 48)).output_shape
+    (1, 32, 48, 1)
+    """
+    return _assemble(model, size, head, output, framework, batch_size, centered, scales or {})[0]
+
+
+def equalization(model, images) -> dict[str, np.ndarray]:
+    """Factors of the channels that bring all channels of a map to about the same range.
+
+    An int8 map has one scale for all channels, and one whose values are small loses its bits. A
+    factor on a channel, and its inverse where the map is read, changes nothing in float as ReLU and
+    linear layers pass it on (Nagel et al., ICCV 2019, section 4.1; theirs comes from the weights,
+    this one from the maps' ranges on photos).
+
+    Args:
+        model: a `DDUNet`.
+        images: uint8 (n, height, width, 3), photos at the size of the network.
+
+    Returns:
+        `scales` for `build_graph`.
+    """
+    size, count = images.shape[1:3], min(8, len(images))
+    graph, streams = _assemble(model, size, "multiply", "logits", keras, count, True, {})
+    names = sorted({name for members in streams.values() for name, _ in members})
+    maps = keras.Model(graph.input, [graph.get_layer(name).output for name in names])
+    peaks = []
+    for start in range(0, len(images) - count + 1, count):
+        batch = images[start : start + count].astype("float32") - 128
+        peaks.append([np.abs(y).max((1, 2)).mean(0) for y in maps.predict_on_batch(batch)])
+    peaks = dict(zip(names, (np.mean(p, 0) for p in zip(*peaks, strict=True)), strict=True))
+    scales = {}
+    for stream, members in streams.items():
+        ranges = [peaks[name][part] for name, part in members]
+        # a channel that is silent here may speak elsewhere: it is not raised without bound
+        ranges = [np.maximum(r / max(r.max(), 1e-6), 1 / 32) for r in ranges]
+        scales[stream] = np.exp(-np.mean(np.log(ranges), 0))
+    return scales
+
+
+def _assemble(model, size, head, output, framework, batch_size, centered, scales):
+    """The graph, and where each stream of `scales` runs: layers and their channels."""
+    height, width, _ = _check_image_shape((*size, 3))
+    for name, value, known in (("head", head, HEADS), ("output", output, OUTPUTS)):
+        if value not in known:
+            raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
+    if not isinstance(model, DDUNet):
+        raise ValueError(f"`model` must be a DDUNet. Received: {type(model).__name__}")
+    build = _Builder(framework, model.upsampling, scales)
+    image = framework.layers.Input(batch_shape=(batch_size, height, width, 3), name="image")
+
+    kernel, bias = _folded(model.get_layer("stem").conv, model.get_layer("stem").norm)
+    if centered:  # pixel / 127.5 - 1 is (pixel - 128 + 0.5) / 127.5
+        kernel, bias = kernel / 127.5, bias + 0.5 / 127.5 * kernel.sum((0, 1, 2))
+    x = build.conv(_Map(image, ((None, 3),)), kernel, bias, "stem", "relu", stream="stem")
+    skips = []
+    for stage in range(1, 6):
+        if stage > 1:
+            x = build.conv_bn_relu(x, model.get_layer(f"down_{stage - 1}"))
+        encoder = model.get_layer(f"encoder_{stage}")
+        x = build.dmsc(x, encoder) if isinstance(encoder, DMSC) else build.conv_bn_relu(x, encoder)
+        skips.append(x)
+    for stage in range(1, 5):
+        x = build.up(x, model.get_layer(f"up_{stage}"))
+        x = build.concatenate([x, skips[4 - stage]], f"concatenate_{stage}")
+        for part in (1,) if model.variant == "baseline" else (1, 2):
+            x = build.residual(x, model.get_layer(f"decoder_{stage}_{part}"))
+    last = model.get_layer("head_1")
+    if model.variant == "full":
+        logits = build.dynamic_head(x, skips[0], last, head)
+    else:
+        logits = build.conv(x, *last.get_weights(), "logits")
+    outputs = build.output(logits.tensor, output)
+    return framework.Model(image, outputs, name="ddunet"), build.members
+
+
+def check_graph(model, size, head, scales=None) -> float:
+    """Compares the graph with the trained model, on smooth images and on noise.
+
+    Args:
+        model, size, head, scales: as in `build_graph`.
+
+    Returns:
+        The largest difference of a logit, as a share of the logits' range.
+
+    Raises:
+        ValueError: it is more than `TOLERANCE`: the graph is not the model, and must not be used.
+    """
+    random = np.random.default_rng(0)
+    shape = (1, *size, 3)
+    smooth = np.cumsum(np.cumsum(random.normal(size=shape), 1), 2)
+    images = [np.clip(smooth / np.abs(smooth).max() * 2, -1, 1), random.uniform(-1, 1, shape)]
+    images = np.concatenate(images).astype("float32")
+    own = np.array(model.resized((*size, 3))(images, training=False))
+    form = {"output": "logits", "centered": False, "batch_size": 2, "scales": scales}
+    graph = build_graph(model, size, head=head, **form)
+    ours = np.array(graph(images, training=False))
+    difference = float(np.abs(own - ours).max() / max(np.ptp(own), 1e-6))
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the deploy graph's logits differ from the model's by {difference:.1e} of their "
+            f"range, more than {TOLERANCE:.0e}"
+        )
+    return difference
+
+
+def _folded(conv, norm):
+    """Kernel and bias of a convolution and the batch normalization behind it, as one."""
+    kernel, *bias = (w.astype("float64") for w in conv.get_weights())
+    gamma, beta, mean, variance = (w.astype("float64") for w in norm.get_weights())
+    scale = gamma / np.sqrt(variance + norm.epsilon)
+    bias = (bias[0] if bias else 0) - mean
+    if kernel.shape[-1] != len(scale):  # depthwise: (h, w, channels, 1)
+        return kernel * scale[:, None], bias * scale + beta
+    return kernel * scale, bias * scale + beta
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A tensor and, in order of its channels, the streams (name, channels) that it consists of.
+
+    A stream is a set of channels that one factor each can run through; None takes no factor.
+    """
+
+    tensor: object
+    streams: tuple
+
+
+class _Builder:
+    """Makes layers of one framework with given weights; blocks are named as in the model."""
+
+    def __init__(self, framework, upsampling, scales):
+        self.framework, self.layers = framework, framework.layers
+        self.upsampling, self.scales, self.members = upsampling, scales, {}
+
+    def scale(self, x):
+        """The factors of the map's channels."""
+        return np.concatenate([self.scales.get(name, np.ones(n)) for name, n in x.streams])
+
+    def record(self, x, name):
+        """Notes that this layer's output is of the map's streams, and returns the map."""
+        start = 0
+        for stream, channels in x.streams:
+            if stream is not None:
+                part = slice(start, start + channels)
+                self.members.setdefault(stream, []).append((name, part))
+            start += channels
+        return x
+
+    def _weighted(self, layer, inputs, weights):
+        outputs = layer(inputs)
+        layer.set_weights([np.asarray(w, "float32") for w in weights])
+        return outputs
+
+    def conv(self, x, kernel, bias, name, activation=None, *, strides=1, stream=None, fixed=False):
+        filters = kernel.shape[-1]
+        streams = stream if isinstance(stream, tuple) else ((stream, filters),)
+        scale = self.scale(_Map(None, streams))
+        weights = [kernel / self.scale(x)[:, None] * scale] + ([] if fixed else [bias * scale])
+        inputs = x.tensor
+        if strides > 1:  # on every side, as PyTorch and Paddle do
+            inputs = self.layers.ZeroPadding2D(kernel.shape[0] // 2, name=f"{name}_pad")(inputs)
+        layer = self.layers.Conv2D(
+            filters,
+            kernel.shape[:2],
+            strides=strides,
+            padding="valid" if strides > 1 else "same",
+            use_bias=not fixed,
+            activation=activation,
+            trainable=not fixed,
+            name=name,
+        )
+        return self.record(_Map(self._weighted(layer, inputs, weights), streams), name)
+
+    def depthwise(self, x, conv, norm, name, activation, stream=None):
+        kernel, bias = _folded(conv, norm)
+        y = _Map(None, ((stream, len(bias)),))
+        scale = self.scale(y)
+        layer = self.layers.DepthwiseConv2D(
+            3, padding="same", dilation_rate=conv.dilation_rate, activation=activation, name=name
+        )
+        weights = [kernel * (scale / self.scale(x))[:, None], bias * scale]
+        return _Map(self._weighted(layer, x.tensor, weights), y.streams)
+
+    def dense(self, x, dense, name, activation=None):
+        kernel, bias = dense.get_weights()
+        return self.conv(x, kernel[None, None], bias, name, activation)
+
+    def average(self, x, name):
+        layer = self.layers.GlobalAveragePooling2D(keepdims=True, name=name)
+        return _Map(layer(x.tensor), x.streams)
+
+    def concatenate(self, maps, name):
+        tensor = self.layers.Concatenate(name=name)([x.tensor for x in maps])
+        return _Map(tensor, sum((x.streams for x in maps), ()))
+
+    def add(self, x, y, name):
+        return _Map(self.layers.Add(name=name)([x.tensor, y.tensor]), x.streams)
+
+    def conv_bn_relu(self, x, block):
+        weights = _folded(block.conv, block.norm)
+        form = {"strides": block.strides, "stream": block.name}
+        return self.conv(x, *weights, block.name, "relu", **form)
+
+    def residual(self, x, block, name=None):
+        name = name or block.name
+        y = self.depthwise(x, block.depthwise, block.depthwise_norm, f"{name}_depthwise", "relu6")
+        weights = _folded(block.pointwise, block.pointwise_norm)
+        if len(weights[1]) != x.tensor.shape[-1]:
+            return self.conv(y, *weights, f"{name}_pointwise", stream=name)
+        y = self.conv(y, *weights, f"{name}_pointwise", stream=x.streams)
+        return self.record(self.add(x, y, f"{name}_add"), f"{name}_add")
+
+    def dmsc(self, x, block):
+        name, layers = block.name, self.layers
+        weights = _folded(block.in_conv.conv, block.in_conv.norm)
+        x = self.conv(x, *weights, f"{name}_in", "relu", stream=name)
+        gate = self.average(x, f"{name}_average")
+        gate = self.dense(gate, block.gate_1, f"{name}_gate_1", "relu")
+        gate = self.dense(gate, block.gate_2, f"{name}_gate_2")
+        gate = layers.Softmax(name=f"{name}_gate")(gate.tensor)
+        gates = _split(self.framework)(len(block.branches), name=f"{name}_gates")(gate)
+        mixed, stream = None, f"{name}_mixed"
+        for i, (conv, norm) in enumerate(zip(block.branches, block.branch_norms, strict=True)):
+            y = self.depthwise(x, conv, norm, f"{name}_branch_{i}", "relu", stream)
+            product = layers.Multiply(name=f"{name}_weighted_{i}")([y.tensor, gates[i]])
+            y = _Map(product, y.streams)
+            mixed = self.add(mixed, y, f"{name}_mixed_{i}") if i else y
+        y = self.residual(
+            self.record(mixed, f"{name}_mixed_{i}"), block.residual, f"{name}_residual"
+        )
+        weights = _folded(block.out_conv, block.out_norm)
+        y = self.conv(y, *weights, f"{name}_out", stream=x.streams)
+        y = layers.ReLU(name=name)(self.add(x, y, f"{name}_add").tensor)
+        return self.record(_Map(y, x.streams), name)
+
+    def up(self, x, block):
+        # the convolution and the interpolation commute: a quarter of the work
+        name = block.name
+        x = self.conv(x, *_folded(block.conv, block.norm), f"{name}_conv", stream=name)
+        if self.upsampling == "bilinear":
+            resize = self.layers.UpSampling2D(interpolation="bilinear", name=f"{name}_resize")
+        else:
+            resize = _align_corners(self.framework)(name=f"{name}_resize")
+        return _Map(self.layers.ReLU(name=name)(resize(x.tensor)), x.streams)
+
+    def dynamic_head(self, decoder, encoder, block, head):
+        layers, name = self.layers, block.name
+        averages = [self.average(decoder, f"{name}_average_1")]
+        averages.append(self.average(encoder, f"{name}_average_2"))
+        averages = self.concatenate(averages, f"{name}_averages")
+        hidden = self.dense(averages, block.weight_1, f"{name}_weight_1", "relu")
+        bias = self.dense(averages, block.bias_1, f"{name}_bias_1", "relu")
+        bias = self.dense(bias, block.bias_2, f"{name}_bias_2")
+
+        # the perceptron's outputs are (filters, channels, taps), in the authors' order
+        channels, filters = block.channels, block.filters
+        scale = self.scale(decoder)[:, None]
+        kernel, offset = block.weight_2.get_weights()
+        kernel = kernel.reshape(-1, filters, channels, 9) / scale
+        offset = offset.reshape(filters, channels, 9) / scale
+        if head == "matmul":
+            kernel = kernel.transpose(0, 2, 3, 1).reshape(1, 1, len(kernel), -1)
+            offset = offset.transpose(1, 2, 0).ravel()
+            matrix = self.conv(hidden, kernel, offset, f"{name}_weight_2").tensor
+            matrix = layers.Reshape((1, channels, 9 * filters), name=f"{name}_matrix")(matrix)
+            _, height, width, _ = decoder.tensor.shape
+            # TFLM computes a product whose left side has rank 3 wrongly
+            rows = layers.Reshape((1, height * width, channels), name=f"{name}_rows")
+            taps = _matmul(self.framework)(name=f"{name}_products")([rows(decoder.tensor), matrix])
+            taps = layers.Reshape((height, width, 9 * filters), name=f"{name}_taps")(taps)
+        else:
+            taps, ones = [], np.ones((1, 1, channels, 1))
+            for tap, f in np.ndindex(9, filters):
+                part = f"{name}_tap_{tap}_{f}"
+                weight = (kernel[None, None, :, f, :, tap], offset[f, :, tap])
+                weight = self.conv(hidden, *weight, f"{part}_weight")
+                product = layers.Multiply(name=f"{part}_product")([decoder.tensor, weight.tensor])
+                taps.append(
+                    self.conv(_Map(product, ((None, channels),)), ones, None, part, fixed=True)
+                )
+            taps = self.concatenate(taps, f"{name}_taps").tensor
+        taps = _Map(taps, ((None, 9 * filters),))
+        shifted = self.conv(taps, block.one_hot_taps, None, f"{name}_sum", fixed=True)
+        return self.add(shifted, bias, "logits")
+
+    def output(self, logits, output):
+        layers = self.layers
+        if output == "logits":
+            return logits
+        if output == "mask":
+            return _mask(self.framework)(name="mask")(logits)
+        if logits.shape[-1] == 1:
+            return layers.Activation("sigmoid", name="probability")(logits)
+        return layers.Softmax(name="probability")(logits)
+
+
+def _align_corners(framework):
+    import tensorflow as tf
+
+    class AlignCornersUpSampling2D(framework.layers.Layer):
+        def call(self, inputs):
+            size = [2 * inputs.shape[1], 2 * inputs.shape[2]]
+            return tf.raw_ops.ResizeBilinear(images=inputs, size=size, align_corners=True)
+
+        def compute_output_shape(self, input_shape):
+            batch, height, width, channels = input_shape
+            return (batch, 2 * height, 2 * width, channels)
+
+    return AlignCornersUpSampling2D
+
+
+def _split(framework):
+    import tensorflow as tf
+
+    class Split(framework.layers.Layer):
+        def __init__(self, parts, **kwargs):
+            super().__init__(**kwargs)
+            self.parts = parts
+
+        def call(self, inputs):
+            return tf.split(inputs, self.parts, axis=-1)
+
+        def compute_output_shape(self, input_shape):
+            return [(*input_shape[:-1], input_shape[-1] // self.parts)] * self.parts
+
+        def get_config(self):
+            return {**super().get_config(), "parts": self.parts}
+
+    return Split
+
+
+def _matmul(framework):
+    import tensorflow as tf
+
+    class MatMul(framework.layers.Layer):
+        def call(self, inputs):
+            return tf.matmul(*inputs)
+
+        def compute_output_shape(self, input_shape):
+            return (*input_shape[0][:-1], input_shape[1][-1])
+
+    return MatMul
+
+
+def _mask(framework):
+    import tensorflow as tf
+
+    class Mask(framework.layers.Layer):
+        def call(self, inputs):
+            if inputs.shape[-1] == 1:
+                return tf.cast(inputs >= 0, "int8")
+            return tf.cast(tf.argmax(inputs, -1, "int32")[..., None], "int8")
+
+        def compute_output_shape(self, input_shape):
+            return (*input_shape[:-1], 1)
+
+    return Mask

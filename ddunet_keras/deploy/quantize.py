@@ -1,0 +1,713 @@
+"""From the deploy graph to flatbuffers: float32, float16, and int8 after or with training.
+
+Post-training quantization is done in four steps, each of which was measured to lower the error of
+the mask: channels are equalized (`graph.equalization`), the range of each map is cut at its
+quantiles, weights are rounded so that their errors cancel on the calibration images (GPTQ, Frantar
+et al., ICLR 2023), and biases take up the mean error that is left (Nagel et al., ICCV 2019, section
+4.2). TensorFlow's converter does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import warnings
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from ddunet_keras.data.pipeline import Augmentation, Pipeline
+from ddunet_keras.files import DataError
+from ddunet_keras.images import resize_image
+
+from .flatbuffer import constant, operator_name, read_tflite, write_tflite
+from .graph import build_graph, check_graph, equalization
+
+IO = ("int8", "uint8", "float32")
+QUANTILE = 1e-4
+"""Share of a map's values on the calibration images that its int8 range leaves out at each end."""
+
+# beyond these the output changes no more: not in steps of 1/256, or not at all
+_LOGITS = {"LOGISTIC": (-6.24, 6.24), "GREATER_EQUAL": (-1.0, 1.0)}
+_BINS = 4096
+_STEP_RATE = 30.0  # how much faster than weights the logarithm of a step is learned
+_TYPES = ("INT8", "INT16", "INT32", "INT64", "UINT8", "FLOAT16", "FLOAT32", "BOOL")
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silences what the converter, LiteRT and TensorFlow say on the standard streams.
+
+    They write to the file descriptors of the whole process; Python's own output of other threads
+    is lost for the time, too.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with open(os.devnull, "w") as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            for descriptor in (1, 2):
+                os.dup2(sink.fileno(), descriptor)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, descriptor)
+                os.close(copy)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def calibration_images(dataset, split, size, count=200, seed=0) -> np.ndarray:
+    """Photos from the training part of a split, of day and night in the proportion they have there.
+
+    Args:
+        dataset: from `ddunet_keras.open_dataset`.
+        split: a `Split` of it.
+        size: (height, width) that they are resized to.
+        count: number of photos; all where there are fewer.
+        seed: of the choice.
+
+    Returns:
+        uint8 (n, height, width, 3).
+
+    Raises:
+        DataError: the training part is empty, or an image cannot be read.
+    """
+    random = np.random.default_rng(seed)
+    strata = {}
+    for name in split.train:
+        strata.setdefault(dataset.find(name).night, []).append(name)
+    if not strata:
+        raise DataError(f"{dataset.root}: the split has no training images to calibrate with")
+    # systematic: shuffled within day and night, one behind the other, every k-th is taken
+    names = [name for stratum in strata.values() for name in random.permutation(stratum)]
+    chosen = [names[int(i)] for i in np.linspace(0, len(names), min(count, len(names)), False)]
+    images = [dataset.load(dataset.find(name))[0] for name in chosen]
+    return np.stack([resize_image(image, size) for image in images])
+
+
+def float_model(model, size, *, dtype="float32", head="matmul", output="probability") -> bytes:
+    """A `.tflite` file with float input (`pixel - 128`) and output.
+
+    Args:
+        model, size, head, output: as in `build_graph`.
+        dtype: "float32", or "float16" for weights of half the size.
+
+    Raises:
+        ValueError: an argument has another value, or the graph is not the model.
+    """
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"`dtype` must be 'float32' or 'float16'. Received: dtype={dtype!r}")
+    check_graph(model, size, head)
+    return _convert(build_graph(model, size, head=head, output=output), dtype)
+
+
+def quantize(model, size, images, *, head="multiply", output="probability", io="int8") -> bytes:
+    """Post-training quantization to int8.
+
+    Args:
+        model, size, head, output: as in `build_graph`.
+        images: uint8 (n, height, width, 3) of `size`, from `calibration_images`; about 100.
+        io: type of input and output: "int8" is `pixel - 128`, "uint8" the pixel, "float32" is
+            `pixel - 128` as a float.
+
+    Returns:
+        The `.tflite` file.
+
+    Raises:
+        ValueError: an argument has another value, or the graph is not the model.
+    """
+    images = np.asarray(images)
+    if io not in IO:
+        raise ValueError(f"`io` must be one of {IO}. Received: io={io!r}")
+    if images.dtype != np.uint8 or images.shape[1:] != (*size, 3) or not len(images):
+        raise ValueError(
+            f"`images` must be uint8 (n, {size[0]}, {size[1]}, 3). "
+            f"Received: {images.dtype} of shape {images.shape}"
+        )
+    scales = equalization(model, images[:64])
+    check_graph(model, size, head, scales)
+    plain = _convert(build_graph(model, size, head=head, output=output, scales=scales))
+    data = _quantize(plain, _ranges(plain, images[:100]), io)
+    data = _round_weights(data, plain, images[:32])
+    return _correct_biases(data, plain, images[:32])
+
+
+def train_quantized(
+    model,
+    size,
+    dataset,
+    split,
+    *,
+    epochs=3,
+    head="multiply",
+    output="probability",
+    io="int8",
+    prune=None,
+    cluster=None,
+    seed=0,
+    batch_size=16,
+    learning_rate=2e-4,
+    progress=None,
+) -> bytes:
+    """Quantization-aware training: the int8 network learns to give the float model's probabilities.
+
+    Wrappers of tensorflow-model-optimization round weights and maps in training as the file will
+    round them; the model's own probabilities on mildly augmented training images are the targets,
+    so that its masks are kept, and masks are not needed.
+
+    Args:
+        model, size, head, output: as in `build_graph`.
+        dataset, split: of which the training part alone is used.
+        epochs: of each stage: pruning and clustering, where asked for, and quantization.
+        io: as in `quantize`.
+        prune: share of each kernel's weights that become zero, in (0, 1).
+        cluster: number of values, 2 or more, that each kernel's weights share; in the file, where
+            filters have scales of their own, those of each filter. Neither touches depthwise
+            kernels, which hold few of the weights.
+        seed: of order and augmentation.
+        batch_size, learning_rate: of Adam; the rate falls to zero as a cosine.
+        progress: called with a line of text now and then, or None.
+
+    Returns:
+        The `.tflite` file.
+
+    Raises:
+        ValueError: an argument has another value, or the graph is not the model.
+        DataError: the split's images cannot be used.
+    """
+    if io not in IO:
+        raise ValueError(f"`io` must be one of {IO}. Received: io={io!r}")
+    if prune is not None and not 0 < prune < 1:
+        raise ValueError(f"`prune` must lie in (0, 1). Received: prune={prune!r}")
+    for name, value, least in (("epochs", epochs, 1), ("cluster", cluster or 2, 2)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be {least} or more. Received: {name}={value!r}")
+    images = calibration_images(dataset, split, size, 100, seed)
+    scales = equalization(model, images[:64])
+    check_graph(model, size, head, scales)
+    with quiet():
+        import tf_keras
+    form = {"head": head, "scales": scales, "framework": tf_keras}
+    graph = build_graph(model, size, output=output, **form)
+    plain = _convert(graph)
+    ranges = _ranges(plain, images)
+
+    augmentation = Augmentation(
+        crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+    )
+    pipeline = Pipeline(dataset, split.train, size, batch_size, augmentation, seed)
+    form["batch_size"] = pipeline.batch_size
+    student = build_graph(model, size, output="logits", **form)
+    teacher = build_graph(
+        model, size, head="matmul", output="logits", batch_size=pipeline.batch_size
+    )
+    tf_keras.utils.set_random_seed(seed)
+    keywords = {"epochs": epochs, "rate": learning_rate, "say": progress or (lambda line: None)}
+    if prune:
+        student = _pruned(student, prune, teacher, pipeline, keywords)
+    if cluster:
+        student = _clustered(student, cluster, bool(prune), teacher, pipeline, keywords)
+    if not (prune or cluster):
+        # the best that rounding can do is where training starts
+        rounded = _round_weights(_quantize(plain, ranges, "int8"), plain, images[:32])
+        _set_rounded(student, _correct_biases(rounded, plain, images[:32]))
+    keep = bool(prune or cluster)
+    layers = {
+        index: _layer(tensor)
+        for index, tensor in enumerate(read_tflite(plain).subgraphs[0].tensors)
+    }
+    named = {layers[index]: bounds for index, bounds in ranges.items()}
+    trained, growth = _rounded(student, named, keep, teacher, pipeline, keywords)
+    ranges = {
+        index: tuple(bound * growth.get(layers[index], 1.0) for bound in bounds)
+        for index, bounds in ranges.items()
+    }
+    for layer in graph.layers:
+        if layer.weights:
+            layer.set_weights(trained[layer.name])
+    return _quantize(_convert(graph), ranges, io)
+
+
+def _kernels(network):
+    """The layers whose kernels are pruned and clustered."""
+    return [layer for layer in network.layers if layer.trainable and hasattr(layer, "kernel")]
+
+
+def _wrapped(network, layers, wrap):
+    from tf_keras.models import clone_model
+
+    names = {layer.name for layer in layers}
+    return clone_model(network, clone_function=lambda x: wrap(x) if x.name in names else x)
+
+
+def _pruned(student, share, teacher, pipeline, keywords):
+    with quiet():
+        from tensorflow_model_optimization.sparsity import keras as sparsity
+
+        steps = keywords["epochs"] * pipeline.steps
+        # from none to all in the first half, in at most 20 strides
+        schedule = sparsity.PolynomialDecay(0.0, share, 0, max(1, steps // 2), 3, steps // 40 + 1)
+        wrapped = _wrapped(
+            student,
+            _kernels(student),
+            lambda layer: sparsity.prune_low_magnitude(layer, pruning_schedule=schedule),
+        )
+        callback = sparsity.UpdatePruningStep()
+        callback.set_model(wrapped)
+        callback.on_train_begin()
+    begin = callback.on_train_batch_begin
+    _distill(wrapped, teacher, pipeline, "pruning", begin=begin, **keywords)
+    with quiet():
+        callback.on_epoch_end(0)
+        return sparsity.strip_pruning(wrapped)
+
+
+def _clustered(student, values, sparse, teacher, pipeline, keywords):
+    with quiet():
+        from tensorflow_model_optimization.clustering import keras as clustering
+
+        cluster = clustering.experimental.cluster_weights if sparse else clustering.cluster_weights
+        options = {"preserve_sparsity": True} if sparse else {}
+        options["cluster_centroids_init"] = clustering.CentroidInitialization.KMEANS_PLUS_PLUS
+        layers = [x for x in _kernels(student) if len(np.unique(x.get_weights()[0])) > values]
+        wrapped = _wrapped(student, layers, lambda layer: cluster(layer, values, **options))
+    _distill(wrapped, teacher, pipeline, "clustering", **keywords)
+    with quiet():
+        return clustering.strip_clustering(wrapped)
+
+
+def _rounded(student, ranges, keep, teacher, pipeline, keywords):
+    """Weights by layer of the student trained with rounded weights and maps.
+
+    With `keep`, weights that are equal, zeros above all, stay equal: pruning and clustering last.
+    """
+    import tensorflow as tf
+
+    variables = {layer.name: list(layer.weights) for layer in student.layers}
+    projections = []
+    for layer in _kernels(student) if keep else ():
+        kernel = layer.weights[0]
+        values, index = np.unique(kernel.numpy(), return_inverse=True)
+        if len(values) < kernel.shape.num_elements():
+            index = tf.constant(index.reshape(kernel.shape), tf.int32)
+            nonzero = tf.constant((values != 0).astype("float32"))
+            projections.append((kernel, index, nonzero))
+
+    def project():
+        for kernel, index, nonzero in projections:
+            means = tf.math.unsorted_segment_mean(kernel, index, len(nonzero)) * nonzero
+            kernel.assign(tf.gather(means, index))
+
+    with quiet():
+        wrap = _rounding()
+        wrapped = _wrapped(student, student.layers[1:], lambda x: wrap(x, ranges.get(x.name)))
+    _distill(wrapped, teacher, pipeline, "quantization", project=project, **keywords)
+    growth = {
+        layer.layer.name: float(np.exp(_STEP_RATE * weight.numpy()))
+        for layer in wrapped.layers[1:]
+        for weight in layer.trainable_weights
+        if "growth" in weight.name
+    }
+    return {name: [v.numpy() for v in found] for name, found in variables.items()}, growth
+
+
+def _rounding():
+    """A function: layer, (low, high) or None -> the layer with rounded kernel and output."""
+    import tensorflow as tf
+    from tensorflow_model_optimization.quantization import keras as quantization
+
+    class Weights(quantization.quantizers.Quantizer):
+        """Rounds a kernel as the converter does: symmetric, by output channel."""
+
+        def __init__(self, axes):
+            self.axes = axes
+
+        def build(self, tensor_shape, name, layer):
+            return {}
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            peak = tf.reduce_max(tf.abs(inputs), self.axes, keepdims=True)
+            step = tf.stop_gradient(tf.maximum(peak, 1e-9) / 127)
+            return inputs + tf.stop_gradient(tf.round(inputs / step) * step - inputs)
+
+        def get_config(self):
+            return {"axes": self.axes}
+
+    class Maps(quantization.quantizers.Quantizer):
+        """Rounds a map, with a step that is learned (Esser et al., ICLR 2020): it weighs the values
+        that it cuts off against the fineness of the others."""
+
+        def __init__(self, low, high):
+            self.low, self.high = low, high
+
+        def build(self, tensor_shape, name, layer):
+            return {"growth": layer.add_weight("growth", shape=(), initializer="zeros")}
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            step = (self.high - self.low) / 255
+            least = np.rint(self.low / step)
+            step = step * tf.exp(_STEP_RATE * weights["growth"])
+            scaled = inputs / step
+            scaled = scaled + tf.stop_gradient(tf.round(scaled) - scaled)
+            return tf.clip_by_value(scaled, least, least + 255) * step
+
+        def get_config(self):
+            return {"low": self.low, "high": self.high}
+
+    class Config(quantization.QuantizeConfig):
+        def __init__(self, kernel, bounds):
+            self.kernel, self.bounds = kernel, bounds
+
+        def get_weights_and_quantizers(self, layer):
+            if self.kernel is None:
+                return []
+            axes = [0, 1, 3] if self.kernel == "depthwise_kernel" else [0, 1, 2]
+            return [(getattr(layer, self.kernel), Weights(axes))]
+
+        def get_activations_and_quantizers(self, layer):
+            return []
+
+        def set_quantize_weights(self, layer, quantize_weights):
+            if quantize_weights:
+                setattr(layer, self.kernel, quantize_weights[0])
+
+        def set_quantize_activations(self, layer, quantize_activations):
+            pass
+
+        def get_output_quantizers(self, layer):
+            return [Maps(*self.bounds)] if self.bounds else []
+
+        def get_config(self):
+            return {"kernel": self.kernel, "bounds": self.bounds}
+
+    def wrap(layer, bounds):
+        names = [name for name in ("depthwise_kernel", "kernel") if hasattr(layer, name)]
+        kernel = names[0] if names and layer.trainable else None
+        # the parts of a split keep the range of the whole
+        bounds = None if isinstance(layer.output, list) else bounds
+        return quantization.QuantizeWrapperV2(layer, Config(kernel, bounds))
+
+    return wrap
+
+
+def _set_rounded(network, data):
+    """Gives a network the weights of an int8 file that was made from the same graph."""
+    model = read_tflite(data)
+    (graph,) = model.subgraphs
+
+    def value(index):
+        quantization = graph.tensors[index].quantization
+        shape = np.ones(len(graph.tensors[index].shape), int)
+        shape[quantization.quantizedDimension] = -1
+        scale = np.array(quantization.scale, "float32").reshape(shape)
+        return constant(model, graph, index) * scale
+
+    for operator in graph.operators:
+        if operator_name(model, operator) in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            layer = network.get_layer(_layer(graph.tensors[operator.outputs[0]]))
+            if layer.trainable:
+                kernel, bias = (value(index) for index in operator.inputs[1:])
+                layer.set_weights([kernel.transpose(1, 2, 3, 0), bias])
+
+
+def _layer(tensor):
+    """Name of the layer of tf_keras that made a tensor: "network/layer/operation;fused..."."""
+    parts = tensor.name.decode().split(";")[0].split("/")
+    return parts[1] if len(parts) > 1 else None
+
+
+def _distill(
+    student, teacher, pipeline, stage, epochs, rate, say, begin=None, project=lambda: None
+):
+    """Trains the student's logits towards the teacher's probabilities."""
+    import tensorflow as tf
+    import tf_keras
+
+    steps = epochs * pipeline.steps
+    optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(rate, steps))
+    if teacher.output_shape[-1] == 1:
+        activation, entropy = tf.sigmoid, tf.nn.sigmoid_cross_entropy_with_logits
+    else:
+        activation, entropy = tf.nn.softmax, tf.nn.softmax_cross_entropy_with_logits
+
+    @tf.function
+    def train(images):
+        # the pipeline gives the model's own input, and the graph takes pixel - 128
+        images = tf.round(images * 127.5 + 127.5) - 128
+        truth = teacher(images, training=False)
+        target = activation(truth)
+        with tf.GradientTape() as tape:
+            logits = student(images, training=True)
+            # the Kullback-Leibler divergence, which can fall to zero
+            loss = tf.reduce_mean(entropy(target, logits) - entropy(target, truth))
+        gradients = tape.gradient(loss, student.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, student.trainable_variables, strict=True))
+        project()
+        return loss
+
+    total = 0.0
+    try:
+        for step, (images, _) in enumerate(pipeline.tf_data().take(steps)):
+            if begin is not None:
+                begin(step)
+            with quiet() if step == 0 else contextlib.nullcontext():
+                total += float(train(images))
+            epoch, done = divmod(step + 1, pipeline.steps)
+            if not done:
+                say(f"{stage}: epoch {epoch} of {epochs}, loss {total / pipeline.steps:.4f}")
+                total = 0.0
+    except Exception:
+        if pipeline.error is not None:
+            raise pipeline.error from None
+        raise
+
+
+def check_int8(data, io="int8") -> None:
+    """Checks that a file is what was asked for: int8 throughout, built-in operators, fixed shapes.
+
+    Args:
+        data: the `.tflite` file.
+        io: the type that input and output shall have.
+
+    Raises:
+        DataError: says what is not, and where.
+    """
+    model = read_tflite(data)
+    (graph,) = model.subgraphs
+    types = {getattr(schema.TensorType, name): name.lower() for name in _TYPES}
+    ends = {*graph.inputs, *graph.outputs}
+    inside = {"int8", "int32", "bool"} | ({"uint8"} if io == "uint8" else set())
+    for index, tensor in enumerate(graph.tensors):
+        name, kind = (tensor.name or b"").decode(), types.get(tensor.type, f"type {tensor.type}")
+        if index in ends:
+            if kind != io and not (index in graph.outputs and kind in ("int8", "uint8")):
+                raise DataError(f"{name}: input and output should be {io}, this is {kind}")
+        elif kind not in inside:
+            raise DataError(f"{name}: a tensor of {kind} in an int8 file")
+        if any(side < 1 for side in (*tensor.shape, *(tensor.shapeSignature or ()))):
+            raise DataError(f"{name}: its shape {list(tensor.shape)} is not fixed")
+    for operator in graph.operators:
+        name = operator_name(model, operator)
+        code = model.operatorCodes[operator.opcodeIndex]
+        if code.customCode:
+            where = graph.tensors[operator.outputs[0]].name.decode()
+            raise DataError(f"{where}: {name} is no built-in operator of TensorFlow Lite")
+
+
+def _convert(graph, dtype="float32") -> bytes:
+    import tensorflow as tf
+
+    signature = tf.TensorSpec(graph.input_shape, tf.float32)
+    function = tf.function(lambda image: graph(image, training=False), autograph=False)
+    with quiet():
+        # the graph itself must not be handed over: variables would stay in it
+        function = function.get_concrete_function(signature)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if dtype == "float16":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        return converter.convert()
+
+
+def _quantize(plain, ranges, io):
+    """The float file in int8, with the given (low, high) of its tensors."""
+    from tensorflow import dtypes
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    model, io = read_tflite(plain), dtypes.as_dtype(io)
+    for index, (low, high) in ranges.items():
+        tensor = model.subgraphs[0].tensors[index]
+        tensor.quantization = tensor.quantization or schema.QuantizationParametersT()
+        tensor.quantization.min, tensor.quantization.max = [low], [high]
+    with quiet():
+        return mlir_quantize(write_tflite(model), input_data_type=io, output_data_type=io)
+
+
+def _run(data, images):
+    """Yields for each image a function: index of a tensor -> its value."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    with quiet():
+        interpreter = Interpreter(
+            model_content=data,
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        interpreter.allocate_tensors()
+    target = interpreter.get_input_details()[0]
+    for image in images:
+        if target["dtype"] != np.uint8:
+            image = (image.astype("int16") - 128).astype(target["dtype"])
+        interpreter.set_tensor(target["index"], image[None])
+        interpreter.invoke()
+        yield interpreter.get_tensor
+
+
+def _ranges(plain, images):
+    """Index of each computed tensor -> (low, high)."""
+    graph = (model := read_tflite(plain)).subgraphs[0]
+    computed = [int(index) for operator in graph.operators for index in operator.outputs]
+    low, high = dict.fromkeys(computed, 0.0), dict.fromkeys(computed, 0.0)
+    for value in _run(plain, images):
+        for index in computed:
+            array = value(index)
+            low[index] = min(low[index], float(array.min()))
+            high[index] = max(high[index], float(array.max()))
+    counts = dict.fromkeys(computed, 0)
+    for value in _run(plain, images):
+        for index in computed:
+            width = (high[index] - low[index]) / _BINS or 1.0
+            bins = ((value(index).ravel() - low[index]) / width).astype("int32")
+            counts[index] += np.bincount(np.minimum(bins, _BINS - 1), minlength=_BINS)
+    ranges = {}
+    for index in computed:
+        share = np.cumsum(counts[index]) / counts[index].sum()
+        edges = np.linspace(low[index], high[index], _BINS + 1)
+        first, last = np.searchsorted(share, (QUANTILE, 1 - QUANTILE))
+        ranges[index] = min(0.0, edges[first]), max(0.0, edges[last + 1])
+        if not high[index] > low[index]:  # all zero: LiteRT aborts on the scale that is left
+            ranges[index] = 0.0, 1.0
+    ranges[graph.inputs[0]] = -128.0, 127.0
+    for operator in graph.operators:
+        name, output = operator_name(model, operator), operator.outputs[0]
+        inputs = [ranges[index] for index in operator.inputs if index in ranges]
+        if name == "SOFTMAX":
+            ranges[output] = 0.0, 1.0
+            continue
+        if name == "SPLIT":
+            ranges.update(dict.fromkeys(operator.outputs, inputs[0]))
+        if name in _LOGITS:
+            ranges[operator.inputs[0]] = _LOGITS[name]
+        # what is always zero, such as the product with a gate that stays shut, has no scale:
+        # kernels refuse one that is far below those of their inputs
+        widths = [high - low for low, high in inputs]
+        least = math.prod(widths) / 255 if name == "MUL" else max(widths) / 1000
+        low, high = ranges[output]
+        ranges[output] = low, max(high, low + least)
+    return ranges
+
+
+def _convolutions(int8, plain):
+    """Pairs of operators (int8, float) of all convolutions, found by the names of their outputs."""
+    tensors = plain.subgraphs[0].tensors
+    known = {tensors[op.outputs[0]].name: op for op in plain.subgraphs[0].operators}
+    tensors = int8.subgraphs[0].tensors
+    return [
+        (operator, known[tensors[operator.outputs[0]].name])
+        for operator in int8.subgraphs[0].operators
+        if operator_name(int8, operator) in ("CONV_2D", "DEPTHWISE_CONV_2D")
+        and tensors[operator.outputs[0]].name in known
+    ]
+
+
+def _set_constant(model, index, array):
+    tensors = model.subgraphs[0].tensors
+    shared = sum(tensor.buffer == tensors[index].buffer for tensor in tensors) > 1
+    if shared:
+        model.buffers.append(schema.BufferT())
+        tensors[index].buffer = len(model.buffers) - 1
+    model.buffers[tensors[index].buffer].data = np.frombuffer(array.tobytes(), np.uint8)
+
+
+def _patches(x, kernel, options, count=256):
+    """(positions, kernel height, width, channels): what a convolution sees at some positions."""
+    rates = getattr(options, "dilationHFactor", 1), getattr(options, "dilationWFactor", 1)
+    if options.padding == schema.Padding.SAME:
+        pad = [(rate * (side - 1) // 2,) * 2 for side, rate in zip(kernel, rates, strict=True)]
+        x = np.pad(x, ((0, 0), *pad, (0, 0)))
+    span = [(side - 1) * rate + 1 for side, rate in zip(kernel, rates, strict=True)]
+    views = np.lib.stride_tricks.sliding_window_view(x[0], span, (0, 1))
+    views = views[:: options.strideH, :: options.strideW, :, :: rates[0], :: rates[1]]
+    rows, columns = views.shape[:2]
+    chosen = np.unique(np.linspace(0, rows * columns - 1, count).astype(int))
+    return views[chosen // columns, chosen % columns].transpose(0, 2, 3, 1)
+
+
+def _round_weights(data, plain, images):
+    """Rounds weights one by one, the next ones taking up the error (GPTQ), and biases its mean."""
+    int8, original = read_tflite(data), read_tflite(plain)
+    graph, tensors = original.subgraphs[0], int8.subgraphs[0].tensors
+    pairs = _convolutions(int8, original)
+    seen = [[] for _ in pairs]
+    for value in _run(plain, images):
+        for patches, (_, twin) in zip(seen, pairs, strict=True):
+            kernel = graph.tensors[twin.inputs[1]].shape[1:3]
+            patches.append(_patches(value(twin.inputs[0]), kernel, twin.builtinOptions))
+    for patches, (operator, twin) in zip(seen, pairs, strict=True):
+        x, weights = np.concatenate(patches), constant(original, graph, twin.inputs[1])
+        scale = np.array(tensors[operator.inputs[1]].quantization.scale)
+        depthwise = operator_name(int8, operator) == "DEPTHWISE_CONV_2D"
+        # (groups, filters, taps): in a depthwise convolution each channel is a group
+        if depthwise:
+            w = weights.transpose(3, 0, 1, 2).reshape(len(scale), 1, -1)
+            x = x.transpose(3, 0, 1, 2).reshape(len(scale), len(x), -1)
+        else:
+            w, x = weights.reshape(1, len(scale), -1), x.reshape(1, len(x), -1)
+        w, mean = w / scale.reshape(len(w), -1, 1), x.mean(1, keepdims=True)
+        x = x - mean
+        rounded = _gptq(w, (x.transpose(0, 2, 1) @ x).astype("float64") / x.shape[1])
+        lost = ((w - rounded) @ mean.transpose(0, 2, 1)).ravel() * scale
+        if depthwise:
+            rounded = rounded.reshape(len(scale), *weights.shape[1:3], 1).transpose(3, 1, 2, 0)
+        rounded = np.ascontiguousarray(rounded.reshape(weights.shape), "int8")
+        _set_constant(int8, operator.inputs[1], rounded)
+        _shift_bias(int8, operator, lost)
+    return write_tflite(int8)
+
+
+def _gptq(weights, moments):
+    """Whole numbers in [-127, 127] for weights (g, filters, k) under second moments (g, k, k)."""
+    size = weights.shape[-1]
+    damping = 0.01 * np.trace(moments, axis1=1, axis2=2) / size + 1e-12
+    moments = moments + damping[:, None, None] * np.eye(size)
+    factors = np.linalg.cholesky(np.linalg.inv(moments)).transpose(0, 2, 1)
+    left, rounded = weights.copy(), np.empty_like(weights)
+    for k in range(size):
+        rounded[..., k] = np.clip(np.rint(left[..., k]), -127, 127)
+        error = (left[..., k] - rounded[..., k]) / factors[:, k, k, None]
+        left[..., k + 1 :] -= error[..., None] * factors[:, k, None, k + 1 :]
+    return rounded
+
+
+def _shift_bias(model, operator, amount):
+    """Adds an amount, in the unit of the output, to the int32 biases of a convolution."""
+    index = operator.inputs[2]
+    scale = np.array(model.subgraphs[0].tensors[index].quantization.scale)
+    bias = constant(model, model.subgraphs[0], index) + np.rint(amount / scale)
+    _set_constant(model, index, np.clip(bias, -(2**31), 2**31 - 1).astype("<i4"))
+
+
+def _correct_biases(data, plain, images, steps=12):
+    """Takes the mean error of each convolution without activation into its bias, from the input to
+    the output in some steps, as each correction changes what comes after it."""
+    int8, original = read_tflite(data), read_tflite(plain)
+    pairs = _convolutions(int8, original)
+    pairs = [pair for pair in pairs if not pair[0].builtinOptions.fusedActivationFunction]
+
+    def means(source, indices):
+        total = [0.0] * len(indices)
+        for value in _run(source, images):
+            for k, index in enumerate(indices):
+                total[k] += value(index).mean((0, 1, 2), dtype="float64")
+        return [t / len(images) for t in total]
+
+    truth = means(plain, [twin.outputs[0] for _, twin in pairs])
+    for part in np.array_split(np.arange(len(pairs)), min(steps, len(pairs))):
+        outputs = [pairs[k][0].outputs[0] for k in part]
+        for k, output, got in zip(part, outputs, means(write_tflite(int8), outputs), strict=True):
+            quantization = int8.subgraphs[0].tensors[output].quantization
+            got = (got - quantization.zeroPoint[0]) * quantization.scale[0]
+            _shift_bias(int8, pairs[k][0], truth[k] - got)
+    return write_tflite(int8)

@@ -1,0 +1,785 @@
+"""Proof that a `.tflite` file computes the same everywhere, and how far that is from the float
+model.
+
+Four programs run the same photos: the float model, LiteRT with its reference kernels, LiteRT with
+XNNPACK as users run it, and TensorFlow Lite Micro (TFLM), the kernels of a microcontroller.
+Imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from ddunet_keras.files import IGNORE, first_line
+from ddunet_keras.metrics import cloud_cover_errors, confusion, scores
+from ddunet_keras.sky import cloud_cover
+
+from .flatbuffer import DTYPES, constant, operator_name, read_tflite, tensor_bytes, write_tflite
+from .memory import PLAN
+
+OUTPUTS = ("probability", "logits", "mask")
+"""What a deployed file may answer with."""
+
+
+# === Running a file ===
+
+
+class NotInstalledError(RuntimeError):
+    """A program that a check needs is not installed; the message says how to get it."""
+
+
+class ChildError(RuntimeError):
+    """A child process died or raised; the message is one line with its reason."""
+
+
+_CHILD = """
+import pickle, sys
+with open(sys.argv[1], "rb") as file:
+    function, arguments = pickle.load(file)
+try:
+    answer = True, function(*arguments)
+except Exception as error:
+    answer = False, str(error) or type(error).__name__
+with open(sys.argv[1], "wb") as file:
+    pickle.dump(answer, file)
+"""
+
+
+def in_child(function, *arguments, timeout=900):
+    """Calls a module's function in a process of its own, which may die without harm to this one.
+
+    LiteRT and TFLM end the whole process on files that they do not expect, and print to the
+    process's own stderr.
+
+    Returns:
+        (value, text): what the function returned, and everything that the process printed.
+
+    Raises:
+        ChildError: it raised, died or took over `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        box = Path(folder) / "call.pickle"
+        box.write_bytes(pickle.dumps((function, arguments)))
+        paths = os.pathsep.join(path for path in sys.path if path)
+        try:
+            run = subprocess.run(
+                [sys.executable, "-c", _CHILD, str(box)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": paths},
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise ChildError(f"stopped after {timeout} seconds") from None
+        text = run.stdout.decode(errors="replace")
+        if run.returncode:
+            code = -run.returncode
+            names = {entry.value: entry.name for entry in signal.Signals}
+            ended = f"the process ended with {names.get(code, f'code {run.returncode}')}"
+            raise ChildError("; ".join([*_reasons(text), ended]))
+        done, value = pickle.loads(box.read_bytes())
+    if not done:
+        raise ChildError("; ".join([*_reasons(text), value]))
+    return value, text
+
+
+def _reasons(text):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    noise = ("INFO:", "WARNING: All log messages", "I0000", "W0000", "[Recording")
+    return [line for line in lines if not line.startswith(noise)][:2]
+
+
+def _litert(data, images, reference):
+    """`run_litert` in a process of its own: some files abort LiteRT's."""
+    return in_child(functools.partial(run_litert, reference=reference), data, images)[0]
+
+
+def _encode(images, dtype):
+    """uint8 photos as the input of a file: the pixel itself for uint8, else pixel - 128."""
+    if images.dtype == dtype or dtype == np.uint8:
+        return images.astype(dtype)
+    return (images.astype(np.int16) - 128).astype(dtype)
+
+
+def _feeds(model, images):
+    """One list of input arrays for each photo."""
+    graph = model.subgraphs[0]
+    tensors = [graph.tensors[index] for index in graph.inputs]
+    if len(tensors) != 1 or tensors[0].type not in DTYPES:
+        raise ValueError(f"a file with one image as input was expected, it has {len(tensors)}")
+    images = np.asarray(images)
+    if images.ndim != 4 or list(images.shape[1:]) != tensors[0].shape[1:]:
+        raise ValueError(
+            f"images must have shape (n, {', '.join(map(str, tensors[0].shape[1:]))}) as the "
+            f"file's input; received {images.shape}"
+        )
+    encoded = _encode(images, DTYPES[tensors[0].type])
+    return [[image[None]] for image in encoded]
+
+
+def _interpreter(data, reference, threads=1, keep=False):
+    """A LiteRT interpreter; `keep` keeps every tensor, for which XNNPACK is left out."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+    if keep and not reference:
+        kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        interpreter = Interpreter(
+            model_content=data,
+            num_threads=threads,
+            experimental_op_resolver_type=kind,
+            experimental_preserve_all_tensors=keep,
+        )
+        interpreter.allocate_tensors()
+    except ValueError as error:  # as for an operator that it has not
+        raise RuntimeError(first_line(error)) from None
+    return interpreter
+
+
+def _invoke(interpreter, feed):
+    for detail, value in zip(interpreter.get_input_details(), feed, strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+
+
+def run_litert(data, images, *, reference, threads=1) -> np.ndarray:
+    """Runs photos through LiteRT in this process.
+
+    Args:
+        data: bytes of a `.tflite` file with one image as input, that `read_tflite` accepts.
+        images: uint8 (n, h, w, 3) photos, which are encoded as the input's type asks for, or
+            (n, h, w, c) already of that type.
+        reference: True for the reference kernels, False for XNNPACK as users run it.
+        threads: number of threads.
+
+    Returns:
+        (n, ...): the first output of each photo, in its own type.
+
+    Raises:
+        ValueError: `images` has another shape than the input.
+        RuntimeError: LiteRT refuses the file.
+    """
+    feeds = _feeds(read_tflite(data), images)
+    interpreter = _interpreter(data, reference, threads)
+    index = interpreter.get_output_details()[0]["index"]
+    results = []
+    for feed in feeds:
+        _invoke(interpreter, feed)
+        results.append(interpreter.get_tensor(index)[0])
+    return np.stack(results)
+
+
+def _tflm_process(data, feeds, arena_bytes, tensors):
+    """In the child: outputs of each feed, or with `tensors` those tensors of the last feed."""
+    from tflite_micro import runtime
+
+    config = runtime.InterpreterConfig
+    kind = config.kPreserveAllTensors if tensors else config.kAllocationRecording
+    interpreter = runtime.Interpreter.from_bytes(
+        data, arena_size=arena_bytes, intrepreter_config=kind
+    )
+    results = []
+    for feed in feeds:
+        for index, value in enumerate(feed):
+            interpreter.set_input(value, index)
+        interpreter.invoke()
+        results.append(np.array(interpreter.get_output(0)))
+    if tensors:
+        return {i: np.array(interpreter.GetTensor(i, 0)["tensor_data"]) for i in tensors}
+    interpreter.print_allocations()
+    return results
+
+
+def tflm_feeds(data, feeds, *, arena_kib=None, tensors=()):
+    """As `run_tflm`, for any inputs.
+
+    Args:
+        feeds: one list of input arrays, in their own types, for each run.
+        tensors: indices of tensors whose values after the last run are wanted.
+
+    Returns:
+        (values, arena): the first output of each run, or with `tensors` a dict of index -> value
+        and an empty arena.
+    """
+    if importlib.util.find_spec("tflite_micro") is None:
+        raise NotInstalledError(
+            "needs pip install 'ddunet-keras[mcu]' (Linux on x86-64 has the package)"
+        )
+    if arena_kib is None:
+        # as if no two tensors shared memory; what is not touched costs nothing
+        sizes = 0
+        for graph in read_tflite(data).subgraphs:
+            sizes += sum(tensor_bytes(tensor) + 512 for tensor in graph.tensors)
+        arena_bytes = min(2 * sizes + 4 * len(data) + 2**22, 2**31 - 64)
+    else:
+        arena_bytes = int(arena_kib * 1024)
+    values, text = in_child(_tflm_process, data, feeds, arena_bytes, tuple(tensors))
+    found = dict(re.findall(r"Arena allocation (total|head|tail) (\d+) bytes", text))
+    if not tensors and len(found) != 3:
+        raise ChildError("TFLM did not print its arena")
+    return values, {key: int(value) for key, value in found.items()}
+
+
+def run_tflm(data, images, *, arena_kib=None):
+    """Runs photos through TensorFlow Lite Micro's kernels, in a process of its own.
+
+    Args:
+        data, images: as `run_litert`.
+        arena_kib: size of the tensor arena, KiB; by default large enough for any plan.
+
+    Returns:
+        (outputs, arena): outputs (n, ...) as `run_litert`; arena, the bytes in use as TFLM's
+        recording allocator prints them: `head` for the maps, `tail` for its records of operators
+        and tensors (pointers of 8 bytes: a 32-bit device needs less), `total`.
+
+    Raises:
+        NotInstalledError: tflite_micro is not installed.
+        ChildError: TFLM refuses the file or the arena is too small; the message is what it prints.
+        ValueError: `images` has another shape than the input.
+    """
+    values, arena = tflm_feeds(data, _feeds(read_tflite(data), images), arena_kib=arena_kib)
+    return np.stack([value[0] for value in values]), arena
+
+
+# === Checks ===
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of `verify`.
+
+    Attributes:
+        name: what was compared.
+        passed: True or False, None where it could not be made.
+        detail: figures, and where it failed (image, pixel, operator), or what is missing.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of `verify`.
+
+    Attributes:
+        checks: the checks, in the order in which they were made.
+        scores: images; agreement, percent of pixels in which the masks of the file and of the float
+            model agree, agreement_by_image and agreement_xnnpack; accuracy, miou (where there are
+            masks, means over images) and cloud_cover, percent, each {"float", "file",
+            "difference"}; cloud_cover also has mean_absolute_difference, percentage points. Empty
+            without a float model.
+        arena: bytes that TFLM needs (total, head, tail), or None.
+    """
+
+    checks: tuple[Check, ...]
+    scores: dict
+    arena: dict | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; those that were not run are in `checks`."""
+        return all(check.passed is not False for check in self.checks)
+
+    def to_dict(self) -> dict:
+        """Everything as plain values."""
+        return {
+            "passed": self.passed,
+            "checks": [asdict(check) for check in self.checks],
+            "scores": self.scores,
+            "arena": self.arena,
+        }
+
+    def to_markdown(self) -> str:
+        """Two small tables."""
+        words = {True: "passed", False: "FAILED", None: "not run"}
+        lines = ["| check | result | |", "|---|---|---|"]
+        lines += [f"| {c.name} | {words[c.passed]} | {c.detail} |" for c in self.checks]
+        if self.scores:
+            lines += ["", f"| {self.scores['images']} images | float | file | difference |"]
+            lines += ["|---|---|---|---|"]
+            for key, title in _SCORES.items():
+                if key in self.scores:
+                    row = self.scores[key]
+                    lines.append(
+                        f"| {title} | {row['float']:.2f} | {row['file']:.2f} "
+                        f"| {row['difference']:+.2f} |"
+                    )
+            for key, title in _AGREEMENTS.items():
+                if key in self.scores:
+                    lines.append(f"| {title} | | {self.scores[key]:.2f} | |")
+        return "\n".join(lines) + "\n"
+
+
+_AGREEMENTS = {
+    "agreement": "masks that agree, %",
+    "agreement_xnnpack": "masks that agree, XNNPACK, %",
+}
+_SCORES = {"accuracy": "accuracy, %", "miou": "MIoU, %", "cloud_cover": "cloud cover, %"}
+
+
+def probabilities(data, raw, output="probability") -> np.ndarray:
+    """What a file's raw outputs mean.
+
+    Args:
+        data: bytes of the file.
+        raw: (n, h, w, c) from `run_litert` or `run_tflm`.
+        output: "probability", "logits" or "mask".
+
+    Returns:
+        float32 (n, h, w), the probability of cloud, or (n, h, w, c) of each class; of a mask
+        int (n, h, w), class indices.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {OUTPUTS}; received {output!r}")
+    if output == "mask":
+        return raw[..., 0].astype(np.int64)
+    model = read_tflite(data)
+    graph = model.subgraphs[0]
+    values = _dequantize(graph.tensors[graph.outputs[0]], raw)
+    if output == "logits":
+        if values.shape[-1] == 1:
+            values = 1 / (1 + np.exp(-values))
+        else:
+            values = np.exp(values - values.max(-1, keepdims=True))
+            values /= values.sum(-1, keepdims=True)
+    return values[..., 0] if values.shape[-1] == 1 else values
+
+
+def _dequantize(tensor, values):
+    quantization = tensor.quantization
+    if values.dtype.kind == "f" or quantization is None or quantization.scale is None:
+        return values.astype(np.float32)
+    return (values.astype(np.float32) - quantization.zeroPoint[0]) * quantization.scale[0]
+
+
+def _labels(values, threshold=0.5):
+    if values.dtype.kind == "i":
+        return values
+    return values.argmax(-1) if values.ndim == 4 else (values >= threshold).astype(np.int64)
+
+
+def _place(first, second):
+    """Where two stacks of outputs differ most."""
+    apart = np.abs(first.astype(np.float64) - second.astype(np.float64))
+    image, *pixel = (int(k) for k in np.unravel_index(apart.argmax(), apart.shape))
+    at = (image, *pixel)
+    return (
+        f"{np.count_nonzero(apart)} of {apart.size} values differ, most at image {image}, pixel "
+        f"{tuple(pixel[:2])}: {first[at]} against {second[at]}"
+    )
+
+
+def _equal(name, first, second, said, where=lambda: ""):
+    if first.shape != second.shape or first.dtype != second.dtype:
+        detail = f"{first.dtype} {first.shape} against {second.dtype} {second.shape}"
+        return Check(name, False, detail)
+    if np.array_equal(first, second):
+        return Check(name, True, said)
+    return Check(name, False, _place(first, second) + where())
+
+
+def first_difference(data, feed) -> str:
+    """Names the first operator that TFLM computes otherwise than LiteRT's reference kernels.
+
+    Both keep every tensor for it, so that nothing shares memory: if no operator differs then, the
+    file's memory plan lets one tensor overwrite another.
+    """
+    model = read_tflite(data)
+    graph = model.subgraphs[0]
+    written = [index for operator in graph.operators for index in operator.outputs]
+    interpreter = _interpreter(data, reference=True, keep=True)
+    _invoke(interpreter, feed)
+    model.metadata = [entry for entry in model.metadata if entry.name != PLAN]
+    micro, _ = tflm_feeds(write_tflite(model), [feed], tensors=written)
+    for number, operator in enumerate(graph.operators):
+        for index in operator.outputs:
+            expected, received = interpreter.get_tensor(index), micro[index]
+            if np.array_equal(expected.ravel(), received.ravel()):
+                continue
+            wrong = np.count_nonzero(expected.ravel() != received.ravel())
+            return f"{_operator_text(model, number)}: {wrong} of {expected.size} values differ"
+    return "no operator by itself: the memory plan lets one tensor overwrite another"
+
+
+def _check_tflm(data, images, expected):
+    """TFLM against the reference kernels: (check, arena)."""
+    name = "TFLM equals the reference kernels"
+    feeds = _feeds(read_tflite(data), images)
+    try:
+        outputs, arena = run_tflm(data, images)
+    except NotInstalledError as error:
+        return Check(name, None, f"not run: {error}"), None
+    except ChildError as error:
+        return Check(name, False, f"TFLM does not run the file: {error}"), None
+
+    def where():
+        image = next(i for i in range(len(feeds)) if not np.array_equal(outputs[i], expected[i]))
+        try:
+            return f"; first in {first_difference(data, feeds[image])}"
+        except ChildError as error:
+            return f"; the operator could not be found ({error})"
+
+    said = f"{outputs.size} values of {len(feeds)} images, bit for bit; arena {arena['total']} B"
+    return _equal(name, outputs, expected, said, where), arena
+
+
+def refused_operator(data) -> str:
+    """Names the first operator that XNNPACK does not take, each tried in a file of its own."""
+    model = read_tflite(data)
+    graph = model.subgraphs[0]
+    for number, operator in enumerate(graph.operators):
+        used = {i for i in operator.inputs + operator.outputs if i >= 0}
+        kept = {graph.tensors[i].buffer for i in used}
+        part = schema.SubGraphT()
+        part.tensors, part.operators = graph.tensors, [operator]
+        part.outputs = operator.outputs
+        part.inputs = [i for i in operator.inputs if i >= 0 and constant(model, graph, i) is None]
+        alone = schema.ModelT()
+        alone.version, alone.operatorCodes, alone.subgraphs = 3, model.operatorCodes, [part]
+        alone.buffers = [
+            buffer if i in kept else schema.BufferT() for i, buffer in enumerate(model.buffers)
+        ]
+        try:
+            _interpreter(write_tflite(alone), reference=False)
+        except RuntimeError:
+            scales = {
+                i: [f"{scale:.3g}" for scale in quantization.scale[:3]]
+                for i in used
+                if (quantization := graph.tensors[i].quantization) is not None
+                and quantization.scale is not None
+            }
+            return f"{_operator_text(model, number)} with scales {scales}"
+    return "no operator by itself"
+
+
+def _operator_text(model, number):
+    graph = model.subgraphs[0]
+    operator = graph.operators[number]
+    index = operator.outputs[0]
+    name = (graph.tensors[index].name or b"").decode(errors="replace")
+    return (
+        f"operator {number} ({operator_name(model, operator)}), output tensor {index} {name!r} of "
+        f"shape {graph.tensors[index].shape}"
+    )
+
+
+def _check_xnnpack(data, images, reference, output, steps, agreement):
+    name = "XNNPACK is near the reference kernels"
+    try:
+        outputs = _litert(data, images, False)
+    except ChildError as error:
+        try:
+            operator, _ = in_child(refused_operator, data)
+        except ChildError as second:
+            operator = f"operator could not be found ({first_line(second)})"
+        return Check(name, False, f"{first_line(error)}; first {operator}"), None
+    ours, theirs = (_labels(probabilities(data, raw, output)) for raw in (reference, outputs))
+    same = 100 * float(np.mean(ours == theirs))
+    said = f"{same:.2f} % of the pixels agree (at least {agreement:g} %)"
+    passed = same >= agreement
+    if output != "mask":
+        apart = np.abs(outputs.astype(np.float64) - reference.astype(np.float64))
+        apart = apart.mean(tuple(range(1, apart.ndim)))
+        limit, unit = (steps, "steps") if outputs.dtype.kind in "iu" else (steps / 256, "")
+        passed &= bool(apart.max() <= limit)
+        said += (
+            f"; mean difference at most {apart.max():.3g} {unit} in image {apart.argmax()} (at most"
+            f" {limit:g})"
+        )
+    if not passed:
+        said += f"; {_place(outputs, reference)}"
+    return Check(name, passed, said), theirs
+
+
+def _score(float_labels, file_labels, masks, classes):
+    """Scores of both label stacks, percent."""
+    valid = np.ones(float_labels.shape, bool) if masks is None else masks != IGNORE
+    same = float_labels == file_labels
+    found = {
+        "images": len(same),
+        "agreement": 100 * float(same.mean()),
+        "agreement_by_image": [100 * float(image.mean()) for image in same],
+    }
+    both = {"float": float_labels, "file": file_labels}
+    if masks is not None:
+        for key in ("accuracy", "miou"):
+            found[key] = {}
+        for kind, labels in both.items():
+            counts = [confusion(p, t, classes) for p, t in zip(labels, masks, strict=True)]
+            mean = scores(counts)["image_mean"]
+            for key in ("accuracy", "miou"):
+                found[key][kind] = 100 * mean[key]
+    cover = {
+        kind: np.array(
+            [cloud_cover(p, v).fraction for p, v in zip(labels, valid, strict=True) if v.any()]
+        )
+        for kind, labels in both.items()
+    }
+    found["cloud_cover"] = {kind: 100 * float(values.mean()) for kind, values in cover.items()}
+    for key in found.keys() & _SCORES.keys():
+        found[key]["difference"] = found[key]["file"] - found[key]["float"]
+    errors = cloud_cover_errors(cover["file"], cover["float"])
+    found["cloud_cover"]["mean_absolute_difference"] = errors["mean_absolute_error"]
+    return found
+
+
+def _check_float(found, agreement, drop):
+    worst = int(np.argmin(found["agreement_by_image"]))
+    yield Check(
+        "the masks agree with the float model's",
+        found["agreement"] >= agreement,
+        f"{found['agreement']:.2f} % of the pixels (at least {agreement} %); least in image "
+        f"{worst}: {found['agreement_by_image'][worst]:.2f} %",
+    )
+    for key in ("accuracy", "miou"):
+        if key in found:
+            row = found[key]
+            yield Check(
+                f"{key} holds",
+                row["difference"] >= -drop,
+                f"{row['float']:.2f} % in float, {row['file']:.2f} % here, {row['difference']:+.2f}"
+                f" points (at least {-drop:+g})",
+            )
+
+
+def verify(
+    data,
+    images,
+    masks=None,
+    *,
+    float_predictor=None,
+    plain=None,
+    output="probability",
+    io="int8",
+    agreement=97.0,
+    score_drop=1.0,
+    xnnpack_steps=8,
+    xnnpack_agreement=98.0,
+    exact_images=4,
+) -> Verification:
+    """Checks a converted file on photos: the same on every kernel, and near the float model.
+
+    A file whose maps are float32 (or whose weights are float16) is compared with the float model
+    and with XNNPACK alone: bit-equality between kernels is for integers.
+
+    Args:
+        data: bytes of the `.tflite` file.
+        images: uint8 (n, h, w, 3), photos at the size of the file's input.
+        masks: uint8 (n, h, w), class indices and 255 where nothing counts; without them there are
+            no accuracy and no MIoU.
+        float_predictor: called with one photo, uint8 (h, w, 3), it returns its probabilities
+            (h, w) or (h, w, classes), as `DDUNet.predict_probabilities` does.
+        plain: bytes of the file before its operators were reordered and its memory planned: the
+            outputs must be bit-equal.
+        output: what the file answers with, "probability", "logits" or "mask".
+        io: "int8", "uint8" or "float32", what its input and output should be.
+        agreement: least share of pixels in which the masks of the file and of the float model
+            agree, percent. Trained networks reach 99; below 97 something is wrong.
+        score_drop: most that accuracy and MIoU may fall below the float model's, percentage points.
+        xnnpack_steps: most that XNNPACK may differ from the reference kernels in the mean of an
+            image, in steps of the quantized output (1/256 of it for float). XNNPACK rounds each
+            layer otherwise, and that adds up: trained networks of 4 and 8 base channels had 0.5 to
+            3 in the mean, and at single pixels, at clouds' edges, up to 84.
+        xnnpack_agreement: least share of pixels in which their masks agree, percent; those networks
+            had 99.4.
+        exact_images: number of photos for the comparisons bit for bit; reference kernels are slow.
+
+    Returns:
+        `Verification`.
+
+    Raises:
+        ValueError: images or probabilities do not fit the file, or an argument is out of its range.
+        DataError: `data` or `plain` is no `.tflite` file.
+    """
+    model = read_tflite(data)
+    graph = model.subgraphs[0]
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or not len(images) or exact_images < 1:
+        raise ValueError(
+            f"images must be uint8 and at least one, received {images.dtype} of shape "
+            f"{images.shape}; exact_images at least 1, received {exact_images}"
+        )
+    if masks is not None and np.shape(masks) != images.shape[:3]:
+        raise ValueError(f"masks must be {images.shape[:3]}; received {np.shape(masks)}")
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {OUTPUTS}; received {output!r}")
+    few = images[:exact_images]
+    quantized = any(
+        operator_name(model, operator).endswith("CONV_2D")
+        and DTYPES.get(graph.tensors[operator.outputs[0]].type) in (np.int8, np.uint8)
+        for operator in graph.operators
+    )
+    checks, arena = [], None
+    if quantized:
+        from .quantize import check_int8
+
+        try:
+            check_int8(data, io)
+            checks.append(Check("integers alone", True, f"{len(graph.operators)} operators"))
+        except ValueError as error:
+            checks.append(Check("integers alone", False, first_line(error)))
+    try:
+        reference = _litert(data, images, True)
+    except ChildError as error:
+        checks.append(Check("LiteRT runs the file", False, first_line(error)))
+        return Verification(tuple(checks), {}, None)
+    if plain is not None:
+        name = "the memory passes change nothing"
+        said = f"{reference[: len(few)].size} values, bit for bit"
+        before = _litert(plain, few, True)
+        checks.append(_equal(name, reference[: len(few)], before, said))
+    if quantized:
+        check, arena = _check_tflm(data, few, reference[: len(few)])
+        checks.append(check)
+    limits = xnnpack_steps, xnnpack_agreement
+    check, xnnpack = _check_xnnpack(data, images, reference, output, *limits)
+    checks.append(check)
+    found = {}
+    if float_predictor is not None:
+        stack = np.stack([np.asarray(float_predictor(image)) for image in images])
+        if stack.shape[:3] != images.shape[:3] or stack.ndim > 4:
+            raise ValueError(
+                f"float_predictor must return {images.shape[1:3]} or {images.shape[1:3]} and "
+                f"classes; received {stack.shape[1:]}"
+            )
+        truth = None if masks is None else np.asarray(masks)
+        classes = 2 if stack.ndim == 3 else stack.shape[-1]
+        ours = _labels(probabilities(data, reference, output))
+        found = _score(_labels(stack), ours, truth, classes)
+        if xnnpack is not None:
+            found["agreement_xnnpack"] = 100 * float(np.mean(xnnpack == _labels(stack)))
+        checks += _check_float(found, agreement, score_drop)
+    return Verification(tuple(checks), found, arena)
+
+
+# === Layer by layer ===
+
+
+def compare_layers(data, float_data, images) -> list[dict]:
+    """Where the quantization error arises: every operator's output against the float file's.
+
+    Both files are run with all their tensors kept. Operators are matched in order by kind and
+    shape, so `data` should be the file before its operators are reordered.
+
+    Args:
+        data: bytes of the int8 file.
+        float_data: bytes of the float32 file of the same graph.
+        images: uint8 (n, h, w, 3), a few photos.
+
+    Returns:
+        A dict for each operator, the one that adds most error first: operator (index in `data`),
+        kind, tensor (name), shape; error, root mean square of the difference in percent of the
+        float tensor's range; sqnr_db, power of the signal over power of the error, dB; added, error
+        less the largest error of its inputs, percentage points.
+
+    Raises:
+        ValueError: fewer than half of the operators have a counterpart.
+    """
+    model, float_model = read_tflite(data), read_tflite(float_data)
+    graph, float_graph = model.subgraphs[0], float_model.subgraphs[0]
+
+    def keys(of):
+        listed = [
+            (
+                i,
+                (
+                    operator_name(of, operator),
+                    tuple(of.subgraphs[0].tensors[operator.outputs[0]].shape),
+                ),
+            )
+            for i, operator in enumerate(of.subgraphs[0].operators)
+        ]
+        return [entry for entry in listed if entry[1][0] not in ("QUANTIZE", "DEQUANTIZE")]
+
+    ours, theirs = keys(model), keys(float_model)
+    matcher = difflib.SequenceMatcher(
+        None, [key for _, key in ours], [key for _, key in theirs], autojunk=False
+    )
+    pairs = {
+        ours[a + k][0]: theirs[b + k][0]
+        for a, b, size in matcher.get_matching_blocks()
+        for k in range(size)
+    }
+    if 2 * len(pairs) < len(ours):
+        raise ValueError(
+            f"the files hold different graphs: {len(pairs)} of {len(ours)} operators match"
+        )
+    tensors = {
+        graph.operators[i].outputs[0]: float_graph.operators[j].outputs[0] for i, j in pairs.items()
+    }
+    tensors[graph.inputs[0]] = float_graph.inputs[0]
+    interpreters = _interpreter(data, True, keep=True), _interpreter(float_data, False, keep=True)
+    images = np.asarray(images)
+    both = _feeds(model, images), _feeds(float_model, images)
+    sums = {index: np.zeros(3) for index in tensors}  # squared error, squares, sum
+    spans = dict.fromkeys(tensors, (np.inf, -np.inf))
+    for feeds in zip(*both, strict=True):
+        for interpreter, feed in zip(interpreters, feeds, strict=True):
+            _invoke(interpreter, feed)
+        for index, other in tensors.items():
+            truth = interpreters[1].get_tensor(other).astype(np.float64)
+            value = _dequantize(graph.tensors[index], interpreters[0].get_tensor(index))
+            error = np.mean(np.square(value.reshape(truth.shape) - truth))
+            sums[index] += (error, np.mean(np.square(truth)), np.mean(truth))
+            low, high = spans[index]
+            spans[index] = min(low, truth.min()), max(high, truth.max())
+    errors = {}
+    for index, (squared, _, _) in sums.items():
+        low, high = spans[index]
+        errors[index] = 100 * np.sqrt(squared / len(images)) / max(high - low, 1e-12)
+    for operator in graph.operators:  # what only changes the type or was not matched hands on
+        known = [errors[i] for i in operator.inputs if i in errors]
+        for index in operator.outputs:
+            errors.setdefault(index, max(known, default=0.0))
+    rows = []
+    for number in pairs:
+        operator = graph.operators[number]
+        index = operator.outputs[0]
+        squared, power, mean = sums[index] / len(images)
+        signal_power = max(power - mean**2, 1e-30)
+        rows.append(
+            {
+                "operator": number,
+                "kind": operator_name(model, operator),
+                "tensor": (graph.tensors[index].name or b"").decode(errors="replace"),
+                "shape": graph.tensors[index].shape,
+                "error": float(errors[index]),
+                "sqnr_db": float(10 * np.log10(signal_power / max(squared, 1e-30))),
+                "added": float(
+                    errors[index] - max((errors.get(i, 0.0) for i in operator.inputs), default=0.0)
+                ),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["added"])
+
+
+def layers_to_markdown(rows, limit=15) -> str:
+    """The first `limit` rows of `compare_layers` as a table."""
+    lines = [
+        "| operator | kind | shape | error, % of range | added, points | SQNR, dB | tensor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows[:limit]:
+        shape = "x".join(map(str, row["shape"]))
+        lines.append(
+            f"| {row['operator']} | {row['kind']} | {shape} | {row['error']:.2f} "
+            f"| {row['added']:+.2f} | {row['sqnr_db']:.1f} | {row['tensor'][-60:]} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,225 @@
+"""The road from a model to a verified file, and what it does when a check fails."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from tiny_tflite import tiny_tflite
+
+from ddunet_keras import DDUNet, cli, read_image
+from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.splits import make_split
+from ddunet_keras.data.synthetic import write_synthetic
+from ddunet_keras.deploy import convert as module
+from ddunet_keras.deploy import quantize, verify
+from ddunet_keras.deploy.convert import (
+    TARGETS,
+    ConversionError,
+    convert,
+    labelled_photos,
+    plain_photos,
+)
+from ddunet_keras.files import DataError
+from ddunet_keras.runtime import Segmenter
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def skies(tmp_path_factory):
+    return write_synthetic(tmp_path_factory.mktemp("data") / "skies", 36, SIZE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Untrained, but for a head that sees cloud everywhere: a mask that rounding leaves alone."""
+    keras.utils.set_random_seed(0)
+    model = DDUNet((32, 32, 3), base_channels=2, variant="dmsc")
+    head = model.get_layer("head_1")
+    head.set_weights([head.get_weights()[0], head.get_weights()[1] + 3])
+    return model
+
+
+@pytest.fixture(scope="module")
+def photos(skies):
+    dataset = open_dataset(skies)
+    return labelled_photos(dataset, make_split(dataset), SIZE, count=8, verify=2)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, model):
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    model.save(path)
+    return path
+
+
+def test_calibration_sees_the_training_part_alone(skies):
+    dataset = open_dataset(skies)
+    split = make_split(dataset)
+    photos = labelled_photos(dataset, split, SIZE, count=1000, verify=0)
+    assert len(photos.calibration) == len(split.train)
+    assert len(photos.test) == len(photos.masks) == len(split.test)
+    seen = {image.tobytes() for image in photos.calibration}
+    assert not seen & {image.tobytes() for image in photos.test}
+    few = labelled_photos(dataset, split, SIZE, count=4, verify=3)
+    assert (len(few.calibration), len(few.test)) == (4, 3)
+    for image, mask in zip(few.test, few.masks, strict=True):
+        place = [np.array_equal(image, other) for other in photos.test].index(True)
+        np.testing.assert_array_equal(mask, photos.masks[place])
+
+
+def test_photos_without_masks_are_divided(skies):
+    paths = sorted((skies / "images").iterdir())[:20]
+    photos = plain_photos(paths, SIZE, count=100, seed=3)
+    assert (len(photos.calibration), len(photos.test), photos.masks) == (16, 4, None)
+    everything = {image.tobytes() for image in (*photos.calibration, *photos.test)}
+    assert everything == {read_image(path).tobytes() for path in paths}
+    with pytest.raises(DataError, match="at least 2 photos, better 100; received 1"):
+        plain_photos(paths[:1], SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_is_written_with_its_report(target, model, photos, tmp_path):
+    out = tmp_path / "sky.tflite"
+    steps = []
+    arrays = tmp_path / "firmware" if target == "tflm" else None
+    result = convert(
+        model,
+        photos,
+        out,
+        size=SIZE,
+        target=target,
+        c_array=arrays,
+        debug=True,
+        inspect=False,
+        progress=steps.append,
+    )
+    assert steps
+    written = json.loads(out.with_suffix(".json").read_text())
+    assert written["sha256"] == result["sha256"]
+    assert written["bytes"] == out.stat().st_size == result["bytes"]
+    assert written["layers"] and written["verification"]["passed"]
+    assert "TFLM equals the reference kernels" in out.with_suffix(".md").read_text()
+    assert read_image(out.with_suffix(".png")).shape[1] > 300
+    if target == "tflm":
+        assert sorted(path.suffix for path in arrays.iterdir()) == [".c", ".h"]
+    photo = photos.test[0]
+    difference = Segmenter(out).predict_probabilities(photo)
+    difference -= model.resized((*SIZE, 3)).predict_probabilities(photo)
+    assert np.abs(difference).mean() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_float_files(precision, model, photos, tmp_path):
+    out = tmp_path / "sky.tflite"
+    convert(model, photos, out, size=SIZE, target="cpu", precision=precision, inspect=False)
+    photo = photos.test[0]
+    ours = Segmenter(out).predict_probabilities(photo)
+    exact = model.resized((*SIZE, 3)).predict_probabilities(photo)
+    inner = np.s_[8:-8, 8:-8]  # zeros that pad the border mean another gray, see `build_graph`
+    tolerance = {"float16": 0.01, "float32": 5e-3}[precision]
+    np.testing.assert_allclose(ours[inner], exact[inner], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target": "esp"}, "received: target='esp'"),
+        ({"precision": "int4"}, "received: 'int4'"),
+        ({"out": "sky.bin"}, "end in .tflite"),
+        ({"target": "cpu", "ram": 300}, "for target tflm. received: target='cpu'"),
+        ({"target": "cpu", "c_array": "x"}, "for target tflm"),
+        ({"precision": "float16", "qat_epochs": 1}, "are for int8"),
+        ({"prune": 0.5}, "give `qat_epochs`"),
+    ],
+)
+def test_arguments_that_do_not_fit(settings, words, model, photos, tmp_path):
+    settings = {"out": "sky.tflite", "size": SIZE, **settings}
+    with pytest.raises(ValueError) as caught:
+        convert(model, photos, tmp_path / settings.pop("out"), **settings)
+    assert words in str(caught.value).lower()
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_needs_masks(model, skies, tmp_path):
+    photos = plain_photos(sorted((skies / "images").iterdir())[:4], SIZE)
+    with pytest.raises(DataError, match="needs a data set with masks"):
+        convert(model, photos, tmp_path / "sky.tflite", size=SIZE, qat_epochs=1)
+
+
+def test_a_file_that_fails_is_not_written(model, photos, tmp_path, monkeypatch):
+    """The file of another network in place of the model's own."""
+    other = DDUNet((32, 32, 3), base_channels=2, variant="dmsc")
+    head = other.get_layer("head_1")
+    head.set_weights([head.get_weights()[0], head.get_weights()[1] - 6])
+    whole = quantize.quantize
+    monkeypatch.setattr(quantize, "quantize", lambda model, *a, **k: whole(other, *a, **k))
+    with pytest.raises(ConversionError, match="was not written; the masks agree") as caught:
+        convert(model, photos, tmp_path / "sky.tflite", size=SIZE, inspect=False)
+    assert not caught.value.verification.passed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_converts_on_photos_alone(file, skies, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["convert", file, "--size", "32,48", "--calibration", skies / "images"]
+    code = cli.main([*map(str, arguments), "--images", "8", "--no-inspect"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "wrote small_32x48_tflm.tflite" in out and "TFLM equals" in out
+    photo = str(next((skies / "images").iterdir()))
+    assert cli.main(["predict", photo, "--model", "small_32x48_tflm.tflite"]) == 0
+
+
+def test_the_command_says_which_check_failed(file, skies, tmp_path, capsys, monkeypatch):
+    failed = verify.Verification((verify.Check("TFLM equals", False, "operator 3"),), {}, None)
+    error = ConversionError("sky.tflite was not written; TFLM equals: operator 3", failed, "layers")
+
+    def refuse(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(module, "convert", refuse)
+    arguments = ["convert", file, "--size", "32,48", "--calibration", skies]
+    assert cli.main(list(map(str, arguments))) == 2
+    out, err = capsys.readouterr()
+    assert "operator 3" in out and "layers" in out
+    assert err == "ddunet: error: sky.tflite was not written; TFLM equals: operator 3\n"
+
+
+def test_the_command_refuses_what_is_no_data(file, tmp_path, capsys):
+    arguments = ["convert", file, "--size", "32,48", "--calibration", tmp_path / "nothing"]
+    assert cli.main(list(map(str, arguments))) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "random", "picture"])
+def test_inspect_says_what_is_wrong_in_one_line(kind, tmp_path, capsys):
+    path = tmp_path / "model.tflite"
+    content = {
+        "empty": b"",
+        "truncated": tiny_tflite()[:400],
+        "random": np.random.default_rng(0).bytes(5000),
+        "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    }
+    if kind in content:
+        path.write_bytes(content[kind])
+    assert cli.main(["inspect", str(path), "--plot", str(tmp_path / "a.png")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("ddunet: error: ") and err.count("\n") == 1
+    assert str(path) in err
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.slow
+def test_inspect_prints_tables_or_json_and_draws(tmp_path, capsys):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(tiny_tflite())
+    assert cli.main(["inspect", str(path), "--plot", str(tmp_path / "a.png")]) == 0
+    assert "CONV_2D" in capsys.readouterr().out
+    assert read_image(tmp_path / "a.png").shape[1] > 300
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    assert "tflm" in json.loads(capsys.readouterr().out)

@@ -1,0 +1,156 @@
+"""The deploy graph: equal to the model in every form, and made of what converts."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+from ddunet_keras.deploy import graph
+from ddunet_keras.deploy.graph import build_graph, check_graph, equalization
+from ddunet_keras.model import DDUNet
+
+SIZE = (32, 48)
+
+
+@functools.lru_cache
+def trained(**config):
+    """A small model whose batch normalization is not the identity, as after training."""
+    model = DDUNet((32, 32, 3), **{"base_channels": 2, "deep_supervision": True, **config})
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(random.uniform(0.8, 1.25, variable.shape))
+        if variable.name in ("beta", "moving_mean", "bias"):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+@pytest.mark.parametrize(
+    ("head", "config"),
+    [
+        ("multiply", {}),
+        ("matmul", {"upsampling": "align_corners"}),
+        ("matmul", {"num_classes": 3}),
+        ("multiply", {"num_classes": 3}),
+        ("multiply", {"variant": "dmsc", "num_classes": 3}),
+        ("multiply", {"variant": "baseline"}),
+    ],
+)
+def test_equals_the_model(head, config):
+    assert check_graph(trained(**config), SIZE, head) <= 1e-5
+
+
+def test_equalization_changes_channels_but_not_the_output(model):
+    photos = np.random.default_rng(1).integers(0, 256, (8, *SIZE, 3), "uint8")
+    scales = equalization(model, photos)
+    assert any(np.ptp(scale) > 0.5 for scale in scales.values())
+    for head in ("multiply", "matmul"):
+        assert check_graph(model, SIZE, head, scales) <= 1e-5
+
+    def peaks(scales):
+        built = build_graph(model, SIZE, output="logits", batch_size=8, scales=scales)
+        stem = keras.Model(built.input, built.get_layer("stem").output)
+        return np.abs(np.array(stem(photos.astype("float32") - 128))).max((1, 2)).mean(0)
+
+    before, after = peaks({}), peaks(scales)
+    assert after.max() / after.min() < 1.01 < before.max() / before.min()
+
+
+def test_check_catches_a_wrong_graph(model, monkeypatch):
+    # batch normalization folded without its shift
+    folded = graph._folded
+    monkeypatch.setattr(
+        graph, "_folded", lambda *layers: (folded(*layers)[0], 0 * folded(*layers)[1])
+    )
+    with pytest.raises(ValueError, match="logits differ from the model's by"):
+        check_graph(model, SIZE, "multiply")
+
+
+def test_centered_input_is_the_pixel_minus_128(model):
+    pixels = np.random.default_rng(2).integers(0, 256, (1, *SIZE, 3)).astype("float32")
+    own = build_graph(model, SIZE, output="logits", centered=False)
+    centered = build_graph(model, SIZE, output="logits")
+    expected = own(pixels / 127.5 - 1)
+    difference = np.abs(centered(pixels - 128) - expected).max()
+    assert difference < 0.02 * np.ptp(expected)  # the padding alone means another gray
+
+
+def test_the_two_frameworks_give_the_same(model):
+    import tf_keras
+
+    pixels = np.random.default_rng(3).integers(-128, 128, (1, *SIZE, 3)).astype("float32")
+    one = build_graph(model, SIZE)
+    other = build_graph(model, SIZE, framework=tf_keras)
+    assert isinstance(other, tf_keras.Model)
+    np.testing.assert_allclose(one(pixels), other(pixels), atol=1e-5)
+
+
+def test_outputs_follow_from_the_logits(model):
+    pixels = np.random.default_rng(4).integers(-128, 128, (1, *SIZE, 3)).astype("float32")
+    logits, probability, mask = (
+        np.array(build_graph(model, SIZE, output=output)(pixels))
+        for output in ("logits", "probability", "mask")
+    )
+    assert logits.shape == (1, *SIZE, 1)
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    np.testing.assert_array_equal(mask, logits >= 0)
+
+
+def test_classes_are_a_softmax_and_their_index():
+    model = trained(num_classes=3)
+    pixels = np.random.default_rng(5).integers(-128, 128, (1, *SIZE, 3)).astype("float32")
+    logits, probability, mask = (
+        np.array(build_graph(model, SIZE, output=output)(pixels))
+        for output in ("logits", "probability", "mask")
+    )
+    np.testing.assert_allclose(probability.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(probability.argmax(-1), logits.argmax(-1))
+    np.testing.assert_array_equal(mask[..., 0], logits.argmax(-1))
+
+
+@pytest.mark.parametrize("head", ["multiply", "matmul"])
+def test_dynamic_head_by_hand(head):
+    """The head of the graph against nine shifted products written out in NumPy."""
+    model = trained()
+    built = build_graph(model, (32, 32), head=head, output="logits")
+    names = ["decoder_4_2_pointwise", "encoder_1", "logits"]
+    maps = keras.Model(built.input, [built.get_layer(name).output for name in names])
+    pixels = np.random.default_rng(6).integers(-128, 128, (1, 32, 32, 3)).astype("float32")
+    decoder, encoder, logits = (np.array(y[0], "float64") for y in maps(pixels))
+    block = model.get_layer("head_1")
+    averages = np.concatenate([decoder.mean((0, 1)), encoder.mean((0, 1))])
+
+    def perceptron(first, second):
+        (w1, b1), (w2, b2) = first.get_weights(), second.get_weights()
+        return np.maximum(averages @ w1 + b1, 0) @ w2 + b2
+
+    kernel = perceptron(block.weight_1, block.weight_2).reshape(2, 3, 3)
+    expected = np.full((32, 32), perceptron(block.bias_1, block.bias_2)[0])
+    padded = np.pad(decoder, ((1, 1), (1, 1), (0, 0)))
+    for i, j in np.ndindex(3, 3):
+        expected += padded[i : i + 32, j : j + 32] @ kernel[:, i, j]
+    np.testing.assert_allclose(logits[..., 0], expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (32, 40)}, "multiples of 16"),
+        ({"head": "slices"}, "`head` must be one of"),
+        ({"output": "labels"}, "`output` must be one of"),
+    ],
+)
+def test_bad_arguments(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_graph(model, **{"size": SIZE, **arguments})
+
+
+def test_another_model_is_refused():
+    with pytest.raises(ValueError, match="must be a DDUNet"):
+        build_graph(keras.Sequential(), SIZE)

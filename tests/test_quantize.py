@@ -1,0 +1,291 @@
+"""Flatbuffers from the deploy graph: types, values, rounding, calibration, training."""
+
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.splits import Split, make_split
+from ddunet_keras.data.synthetic import write_synthetic
+from ddunet_keras.deploy import quantize as module
+from ddunet_keras.deploy.flatbuffer import constant, operator_name, read_tflite, write_tflite
+from ddunet_keras.deploy.graph import build_graph
+from ddunet_keras.deploy.quantize import (
+    calibration_images,
+    check_int8,
+    float_model,
+    quantize,
+    train_quantized,
+)
+from ddunet_keras.files import DataError
+from ddunet_keras.model import DDUNet
+
+SIZE = (32, 48)
+
+
+@functools.lru_cache
+def network(**config):
+    return DDUNet((32, 32, 3), **{"base_channels": 2, **config})
+
+
+@pytest.fixture(scope="module")
+def photos():
+    random = np.random.default_rng(0)
+    smooth = random.normal(size=(12, *SIZE, 3)).cumsum(1).cumsum(2)
+    smooth -= smooth.min((1, 2, 3), keepdims=True)
+    return (255 * smooth / smooth.max((1, 2, 3), keepdims=True)).astype("uint8")
+
+
+@pytest.fixture(scope="module")
+def int8(photos):
+    return quantize(network(), SIZE, photos)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("skies")
+    write_synthetic(folder, count=10, image_size=(40, 56), seed=0)
+    return open_dataset(folder)
+
+
+def split_of(dataset):
+    names = [sample.name for sample in dataset]
+    return Split("paper", 0, tuple(names[:8]), (), tuple(names[8:]))
+
+
+def run(data, inputs):
+    interpreter = Interpreter(
+        model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+    )
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    outputs = []
+    for value in inputs:
+        interpreter.set_tensor(source["index"], value[None].astype(source["dtype"]))
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(target["index"])[0])
+    return np.stack(outputs), source, target
+
+
+def truth(photos, output="probability", **config):
+    graph = build_graph(network(**config), SIZE, output=output)
+    return np.concatenate([np.array(graph(p[None].astype("float32") - 128)) for p in photos])
+
+
+def test_int8_is_near_the_float_model(int8, photos):
+    check_int8(int8)
+    raw, source, target = run(int8, photos.astype("int16") - 128)
+    assert source["quantization"] == (1.0, 0)
+    assert target["quantization"] == (1 / 256, -128)
+    assert np.abs((raw + 128.0) / 256 - truth(photos)).mean() < 0.01
+
+
+@pytest.mark.parametrize("io", ["uint8", "float32"])
+def test_io_gives_the_same_values(io, int8, photos):
+    data = quantize(network(), SIZE, photos, io=io)
+    check_int8(data, io)
+    inputs = photos if io == "uint8" else photos.astype("float32") - 128
+    raw, source, _ = run(data, inputs)
+    assert source["dtype"] == np.dtype(io)
+    expected, *_ = run(int8, photos.astype("int16") - 128)
+    expected = expected.astype("float32") + 128
+    expected = expected if io == "uint8" else expected / 256
+    np.testing.assert_allclose(raw, expected, atol=1e-6)
+    with pytest.raises(DataError, match="should be int8, this is"):
+        check_int8(data, "int8")
+
+
+def test_mask_and_classes(photos):
+    data = quantize(network(num_classes=3), SIZE, photos, output="mask", head="matmul")
+    check_int8(data)
+    mask, *_ = run(data, photos.astype("int16") - 128)
+    assert mask.shape == (12, *SIZE, 1)
+    logits = truth(photos, "logits", num_classes=3)
+    lost = logits.max(-1, keepdims=True) - np.take_along_axis(logits, mask.astype(int), -1)
+    assert lost.max() < 0.15 * np.ptp(logits)  # another class only where the two are near
+
+
+@pytest.mark.parametrize("config", [{"variant": "baseline"}, {"upsampling": "align_corners"}])
+def test_other_networks(config, photos):
+    data = quantize(network(**config), SIZE, photos, output="mask")
+    check_int8(data)
+    mask, *_ = run(data, photos.astype("int16") - 128)
+    assert set(np.unique(mask)) <= {0, 1}
+    logits = truth(photos, "logits", **config)
+    wrong = mask != (logits >= 0)
+    assert np.abs(logits[wrong]).max(initial=0) < 0.15 * np.ptp(logits)  # near the threshold
+
+
+def test_float_files(photos):
+    inputs, expected = photos.astype("float32") - 128, truth(photos)
+    whole, half = (float_model(network(), SIZE, dtype=d) for d in ("float32", "float16"))
+    assert len(half) < 0.8 * len(whole)
+    np.testing.assert_allclose(run(whole, inputs)[0], expected, atol=1e-4)
+    np.testing.assert_allclose(run(half, inputs)[0], expected, atol=1e-2)
+    with pytest.raises(DataError, match="should be int8, this is float32"):
+        check_int8(whole)
+
+
+def test_nothing_is_printed(photos, capfd):
+    quantize(network(variant="baseline"), SIZE, photos)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rounding_keeps_the_output_better_than_the_nearest():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(500, 1)) + 0.3 * random.normal(size=(500, 16))  # correlated, as pixels
+    weights = random.uniform(-20, 20, (1, 4, 16))
+    rounded = module._gptq(weights, (x.T @ x / len(x))[None])
+    assert np.array_equal(rounded, np.rint(rounded)) and np.abs(rounded).max() <= 127
+
+    def error(w):
+        return np.square(x @ (weights - w)[0].T).mean()
+
+    assert error(rounded) < 0.6 * error(np.rint(weights))
+
+
+@pytest.mark.parametrize(("rate", "stride"), [(1, 1), (3, 1), (1, 2)])
+def test_patches_are_what_a_convolution_sees(rate, stride):
+    import keras
+
+    x = np.random.default_rng(0).normal(size=(1, 9, 11, 2)).astype("float32")
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 1)).astype("float32")
+    form = {"strides": stride, "padding": "valid" if stride > 1 else "same", "dilation_rate": rate}
+    expected = np.array(keras.ops.conv(x, kernel, **form))
+    options = type(
+        "Options", (), {"padding": int(stride > 1), "strideH": stride, "strideW": stride}
+    )
+    options.dilationHFactor = options.dilationWFactor = rate
+    patches = module._patches(x, (3, 3), options, count=10**6)
+    ours = np.tensordot(patches, kernel[..., 0], 3)
+    np.testing.assert_allclose(ours, expected.ravel(), atol=1e-5)
+
+
+def test_calibration_images_are_from_training_and_stratified():
+    class Skies:
+        """Ninety photos of the day, thirty of the night; a photo's pixels are its number."""
+
+        def find(self, name):
+            return SimpleNamespace(name=name, night=int(name) >= 90)
+
+        def load(self, sample):
+            return np.full((20, 20, 3), int(sample.name), "uint8"), None
+
+    split = Split("paper", 0, tuple(map(str, range(120))), (), ("200",))
+    images = calibration_images(Skies(), split, (16, 32), count=40)
+    numbers = images[:, 0, 0, 0]
+    assert images.shape == (40, 16, 32, 3)
+    assert len(set(numbers)) == 40 and (numbers >= 90).sum() == 10
+    again = calibration_images(Skies(), split, (16, 32), count=40)
+    other = calibration_images(Skies(), split, (16, 32), count=40, seed=1)
+    assert np.array_equal(images, again) and not np.array_equal(images, other)
+    assert len(calibration_images(Skies(), split, (16, 32), count=999)) == 120
+
+
+def test_training_is_repeatable_and_near_the_float_model(dataset, photos):
+    lines = []
+    form = {"epochs": 1, "batch_size": 4}
+    data = train_quantized(
+        network(), SIZE, dataset, split_of(dataset), progress=lines.append, **form
+    )
+    check_int8(data)
+    assert lines == ["quantization: epoch 1 of 1, loss 0.0000"] or "epoch 1 of 1" in lines[0]
+    raw, *_ = run(data, photos.astype("int16") - 128)
+    assert np.abs((raw + 128.0) / 256 - truth(photos)).mean() < 0.02
+
+
+def kernels(data):
+    """int8 kernels (filters, weights) of the convolutions that are not depthwise or fixed."""
+    model = read_tflite(data)
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        if operator_name(model, operator) == "CONV_2D":
+            kernel = constant(model, graph, operator.inputs[1])
+            kernel = kernel.reshape(len(kernel), -1)
+            if len(np.unique(kernel)) > 2 or kernel.size < 9:
+                yield kernel
+
+
+@pytest.mark.slow
+def test_pruned_weights_are_zero_in_the_file(dataset):
+    form = {"epochs": 2, "batch_size": 4, "prune": 0.5}
+    data = train_quantized(network(), SIZE, dataset, split_of(dataset), **form)
+    zeros = [(kernel == 0).mean() for kernel in kernels(data) if kernel.size >= 32]
+    assert min(zeros) >= 0.49
+
+
+@pytest.mark.slow
+def test_clustered_filters_have_few_values_in_the_file(dataset):
+    form = {"epochs": 1, "batch_size": 4, "cluster": 4}
+    data = train_quantized(network(), SIZE, dataset, split_of(dataset), **form)
+    values = [len(np.unique(row)) for kernel in kernels(data) for row in kernel]
+    assert max(values) <= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"io": "int16"}, "`io` must be one of"),
+        ({"images": np.zeros((2, 16, 16, 3), "uint8")}, "`images` must be uint8"),
+        ({"images": np.zeros((2, *SIZE, 3), "float32")}, "`images` must be uint8"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    arguments = {"images": np.zeros((2, *SIZE, 3), "uint8"), **arguments}
+    with pytest.raises(ValueError, match=message):
+        quantize(network(), SIZE, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prune": 1.0}, "`prune` must lie in"),
+        ({"cluster": 1}, "`cluster` must be 2 or more"),
+        ({"epochs": 0}, "`epochs` must be 1 or more"),
+    ],
+)
+def test_bad_training(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train_quantized(network(), SIZE, None, None, **arguments)
+
+
+def test_bad_dtype():
+    with pytest.raises(ValueError, match="`dtype` must be 'float32' or 'float16'"):
+        float_model(network(), SIZE, dtype="bfloat16")
+
+
+def test_check_names_what_is_wrong(int8):
+    model = read_tflite(int8)
+    operator = model.subgraphs[0].operators[3]
+    model.subgraphs[0].tensors[operator.outputs[0]].type = 0  # float32
+    with pytest.raises(DataError, match="a tensor of float32 in an int8 file"):
+        check_int8(write_tflite(model))
+    model = read_tflite(int8)
+    model.operatorCodes[0].customCode = b"FlexConv2D"
+    with pytest.raises(DataError, match="no built-in operator"):
+        check_int8(write_tflite(model))
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_masks_of_the_trained_model_agree(shared):
+    """The bundled model on test photos of other dates, at 128 pixels."""
+    from pathlib import Path
+
+    from ddunet_keras.images import resize_image
+    from ddunet_keras.model import load_model
+
+    weights = Path(module.__file__).parents[1] / "weights" / "ddunet_c8_date.keras"
+    dataset = open_dataset(shared / "data" / "swinyseg-base")
+    split = make_split(dataset, "date", 0)
+    model, size = load_model(weights), (128, 128)
+    data = quantize(model, size, calibration_images(dataset, split, size, 100))
+    test = [dataset.load(dataset.find(name))[0] for name in split.test[::6]]
+    test = np.stack([resize_image(image, size) for image in test])
+    graph = build_graph(model, size)
+    expected = [np.array(graph(image[None].astype("float32") - 128))[0] >= 0.5 for image in test]
+    raw, *_ = run(data, test.astype("int16") - 128)
+    assert ((raw >= 0) == np.stack(expected)).mean() >= 0.985

@@ -1,0 +1,300 @@
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from PIL import Image
+from tiny_tflite import gray_photo, probabilities, tiny_tflite
+
+from ddunet_keras.deploy.flatbuffer import read_tflite, write_tflite
+from ddunet_keras.files import DataError, read_gray
+from ddunet_keras.images import resize_image, resize_probabilities
+from ddunet_keras.prediction import find_photos, predict_files
+from ddunet_keras.runtime import Segmenter
+
+SCRIPT = Path(__file__).parents[1] / "tflite" / "python" / "segment.py"
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a tiny file, 16 x 32 pixels unless said otherwise."""
+
+    def write(name="tiny.tflite", **settings):
+        path = tmp_path / name
+        path.write_bytes(tiny_tflite(**settings))
+        return path
+
+    return write
+
+
+def python(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+# --- what it computes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("output", ["probability", "logits", "mask"])
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+def test_probabilities_are_those_of_numpy(file, io, output, channels):
+    segmenter = Segmenter(file(io=io, output=output, channels=channels))
+    assert segmenter.image_shape == (16, 32, 3)
+    assert segmenter.num_classes == max(2, channels)
+    image = gray_photo((16, 32))
+    expected = probabilities(image, channels)
+    if output == "mask":
+        labels = expected.argmax(-1) if channels > 1 else (expected >= 0.5).astype(int)
+        expected = np.eye(channels)[labels] if channels > 1 else labels
+    found = segmenter.predict_probabilities(image)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1 / 256)
+
+
+def test_every_type_of_input_sees_the_same(file):
+    image = np.random.default_rng(1).integers(0, 256, (16, 32, 3), np.uint8)
+    found = [Segmenter(file(io=io)).predict_probabilities(image) for io in ("int8", "uint8")]
+    np.testing.assert_array_equal(*found)
+
+
+def test_segment_is_at_the_size_of_the_photo(file):
+    segmenter = Segmenter(file())
+    photo = np.random.default_rng(2).integers(0, 256, (50, 70, 3), np.uint8)
+    result = segmenter.segment(photo, threshold=0.4, horizon="circle:30,20,15")
+    small = segmenter.predict_probabilities(resize_image(photo, (16, 32)))
+    np.testing.assert_array_equal(result.probabilities, resize_probabilities(small, (50, 70)))
+    inside = np.hypot(np.arange(70) - 30, (np.arange(50) - 20)[:, None]) <= 15
+    clouds = np.where(result.probabilities >= 0.4, 255, 0)
+    np.testing.assert_array_equal(result.mask, np.where(inside, clouds, 128))
+    assert result.cloud_cover.fraction == pytest.approx((clouds[inside] == 255).mean())
+
+
+def test_channel_order(file):
+    segmenter = Segmenter(file(output="logits"))
+    photo = gray_photo((16, 32)) // np.array([1, 2, 4], np.uint8)
+    rgb = segmenter.segment(photo).probabilities
+    bgr = segmenter.segment(photo[..., ::-1], channel_order="bgr").probabilities
+    np.testing.assert_array_equal(rgb, bgr)
+    with pytest.raises(ValueError, match="'gbr'"):
+        segmenter.segment(photo, channel_order="gbr")
+    with pytest.raises(ValueError, match="float64"):
+        segmenter.segment(photo / 255)
+    with pytest.raises(ValueError, match="`image`"):
+        segmenter.segment(photo[:0])
+
+
+def test_it_serves_predict_files(tmp_path, file):
+    Image.fromarray(gray_photo((40, 60))).save(tmp_path / "sky.png")
+    model = Segmenter(file(channels=3))
+    (record,) = predict_files(model, find_photos([tmp_path / "sky.png"]), tmp_path / "out")
+    mask = read_gray(tmp_path / "out" / record["mask"])
+    assert mask.shape == (40, 60) and set(np.unique(mask)) <= {0, 1, 2}
+    assert record["cloud_cover"]["fraction"] == pytest.approx((mask > 0).mean())
+
+
+def test_threads_may_share_it(file):
+    segmenter = Segmenter(file(size=(64, 64)), threads=1)
+    photos = [np.full((64, 64, 3), value, np.uint8) for value in range(8, 248, 8)]
+    found = {}
+
+    def work(part):
+        for photo in photos[part::4]:
+            found[photo[0, 0, 0]] = segmenter.predict_probabilities(photo)
+
+    workers = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for photo in photos:
+        np.testing.assert_allclose(found[photo[0, 0, 0]], probabilities(photo), atol=0.05)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_threads_are_checked(file, threads):
+    with pytest.raises(ValueError, match="threads"):
+        Segmenter(file(), threads=threads)
+
+
+def test_a_delegate_that_is_not_here_is_named(capfd, file):
+    with pytest.raises(DataError, match="libedgetpu"):
+        Segmenter(file(), delegate="edgetpu")
+    with pytest.raises(DataError, match=r"no/such\.so"):
+        Segmenter(file(), delegate="no/such.so")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_for_the_edge_tpu_asks_for_it(tmp_path):
+    model = read_tflite(tiny_tflite())
+    code, (operator, *_) = schema.OperatorCodeT(), model.subgraphs[0].operators
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode, operator.opcodeIndex = "edgetpu-custom-op", len(model.operatorCodes)
+    operator.builtinOptionsType, operator.builtinOptions = 0, None
+    model.operatorCodes.append(code)
+    path = tmp_path / "tpu.tflite"
+    path.write_bytes(write_tflite(model))
+    with pytest.raises(DataError, match="delegate edgetpu"):
+        Segmenter(path)
+
+
+def test_litert_says_nothing_and_others_still_can(capfd, file):
+    Segmenter(file()).predict_probabilities(gray_photo((16, 32)))
+    assert capfd.readouterr() == ("", "")
+    print("heard", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "heard\n"
+
+
+# --- files that are none of ours
+
+
+def foreign(kind):
+    """Content of a file, and a word of what is said of it."""
+    good = tiny_tflite()
+    return {
+        "empty": (b"", "empty"),
+        "truncated": (good[: len(good) // 2], "truncated"),
+        "random": (np.random.default_rng(0).bytes(5000), "not a .tflite file"),
+        "random behind the mark": (good[:8] + np.random.default_rng(0).bytes(5000), ".tflite file"),
+        "picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a .tflite file"),
+        "gray input": (
+            tiny_tflite(size=(16, 16)).replace(*_shapes((1, 16, 16, 3), (1, 48, 16, 1))),
+        )
+        + ("RGB input",),
+        "batch of two": (good.replace(*_shapes((1, 16, 32, 3), (2, 16, 16, 3))), "RGB input"),
+    }[kind]
+
+
+def _shapes(*shapes):
+    return [np.array(shape, np.int32).tobytes() for shape in shapes]
+
+
+KINDS = ["empty", "truncated", "random", "random behind the mark", "picture", "gray input"]
+KINDS += ["batch of two"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_foreign_file_is_one_line(tmp_path, kind):
+    content, word = foreign(kind)
+    path = tmp_path / "foreign.tflite"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        Segmenter(path)
+    assert str(path) in str(error.value) and word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path, word in ((tmp_path / "no.tflite", "no such file"), (tmp_path, "folder")):
+        with pytest.raises(DataError, match=word):
+            Segmenter(path)
+
+
+def test_damage_is_an_error_and_never_a_crash(tmp_path):
+    (tmp_path / "good.tflite").write_bytes(tiny_tflite())
+    code = """
+import sys, numpy as np
+from ddunet_keras.files import DataError
+from ddunet_keras.runtime import Segmenter
+good = np.fromfile(sys.argv[1] + "/good.tflite", np.uint8)
+path, random, errors = sys.argv[1] + "/bad.tflite", np.random.default_rng(0), 0
+for _ in range(150):
+    bad = good.copy()
+    bad[random.integers(0, len(bad), random.integers(1, 9))] = random.integers(0, 256)
+    bad.tofile(path)
+    try:
+        Segmenter(path, threads=1).predict_probabilities(np.zeros((16, 32, 3), np.uint8))
+    except DataError:
+        errors += 1
+print(errors)
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 10 < int(done.stdout) < 150
+
+
+# --- the command
+
+
+def predict(model, out, *inputs):
+    """Exit code, stdout, stderr and what is loaded, of `ddunet predict` in a process of its own."""
+    code = """
+import sys
+from ddunet_keras.cli import main
+code = main(sys.argv[1:])
+print("loaded:", *sorted(set(sys.modules) & {"tensorflow", "keras", "tf_keras", "jax", "torch"}))
+sys.exit(code)
+"""
+    done = python(code, "predict", *inputs, "--model", model, "--out", out)
+    *printed, loaded = done.stdout.splitlines()
+    return done.returncode, printed, done.stderr, loaded
+
+
+def test_predict_brings_no_framework(tmp_path, file):
+    photo = gray_photo((50, 70))
+    Image.fromarray(photo).save(tmp_path / "sky.png")
+    path, out = file(), tmp_path / "out"
+    code, printed, err, loaded = predict(path, out, tmp_path / "sky.png")
+    assert (code, err, loaded) == (0, "", "loaded:")
+    assert "okta" in printed[0]
+    (record,) = json.loads((out / "predictions.json").read_text())
+    assert record["model"] == str(path)
+    expected = Segmenter(path).segment(photo).mask
+    np.testing.assert_array_equal(read_gray(out / record["mask"]), expected)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "predictions.json",
+        "sky_mask.png",
+        "sky_overlay.jpg",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "random", "gray input"])
+def test_predict_says_what_is_wrong_in_one_line(tmp_path, kind):
+    Image.fromarray(gray_photo((50, 70))).save(tmp_path / "sky.png")
+    path, out = tmp_path / "foreign.tflite", tmp_path / "out"
+    path.write_bytes(foreign(kind)[0])
+    code, printed, err, loaded = predict(path, out, tmp_path / "sky.png")
+    assert (code, printed, loaded) == (2, [], "loaded:")
+    assert re.fullmatch(r"ddunet: error: .+\n", err) and str(path) in err
+    assert not out.exists()
+
+
+def test_options_of_tflite_are_refused_for_keras(tmp_path, capsys):
+    from ddunet_keras import cli
+
+    Image.fromarray(gray_photo((50, 70))).save(tmp_path / "sky.png")
+    command = ["predict", str(tmp_path / "sky.png"), "--model", "m.keras", "--threads", "1"]
+    assert cli.main(command) == 2
+    assert "--threads" in capsys.readouterr().err
+
+
+def test_twelve_megapixels_fit_into_300_mb(tmp_path, file):
+    small = Image.fromarray(gray_photo((30, 40)))
+    small.resize((4000, 3000), Image.Resampling.BICUBIC).save(tmp_path / "sky.jpg")
+    code = """
+import resource, sys
+from ddunet_keras.cli import main
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    arguments = ["predict", tmp_path / "sky.jpg", "--model", file(size=(256, 256))]
+    done = python(code, *arguments, "--out", tmp_path / "out")
+    assert int(done.stdout.split()[-1]) < 300, done.stdout + done.stderr
+
+
+def test_the_single_file_example_agrees(tmp_path, file):
+    photo = gray_photo((50, 70))
+    Image.fromarray(photo).save(tmp_path / "sky.png")
+    for settings in ({}, {"io": "uint8"}, {"io": "float32", "channels": 3}):
+        path = file(**settings)
+        command = [sys.executable, SCRIPT, path, tmp_path / "sky.png", tmp_path / "mask.png"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        expected = Segmenter(path).segment(photo)
+        np.testing.assert_array_equal(read_gray(tmp_path / "mask.png"), expected.mask)
+        assert f"{expected.cloud_cover.percent:.1f} % cloud" in done.stdout

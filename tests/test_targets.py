@@ -1,0 +1,476 @@
+"""The report of what a file costs, on hand-made files of every kind."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddunet_keras.deploy import targets, verify
+from ddunet_keras.deploy.flatbuffer import DTYPES, read_tflite, write_tflite
+from ddunet_keras.deploy.targets import edge_tpu_check, inspect_model, macs, nodes
+from ddunet_keras.files import DataError
+
+schema = verify.schema
+CODES = {dtype.name: code for code, dtype in DTYPES.items()}
+
+
+class File:
+    """Builds a `.tflite` file by hand."""
+
+    def __init__(self):
+        self.model = schema.ModelT()
+        self.model.version, self.model.buffers = 3, [schema.BufferT()]
+        self.model.operatorCodes = []
+        self.graph = schema.SubGraphT()
+        self.graph.tensors, self.graph.operators = [], []
+        self.model.subgraphs = [self.graph]
+
+    def tensor(self, shape, dtype="int8", data=None, scale=0.05, name=""):
+        tensor = schema.TensorT()
+        tensor.shape, tensor.type = list(shape), CODES[dtype]
+        tensor.name = name or f"t{len(self.graph.tensors)}"
+        tensor.buffer = 0
+        if dtype in ("int8", "uint8", "int32"):
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale = np.array([scale], "f4")
+            tensor.quantization.zeroPoint = np.array([0])
+        if data is not None:
+            buffer = schema.BufferT()
+            values = np.ascontiguousarray(np.broadcast_to(data, shape), dtype)
+            buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+            tensor.buffer = len(self.model.buffers)
+            self.model.buffers.append(buffer)
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def operator(self, kind, inputs, outputs, options=None, **values):
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(schema.BuiltinOperator, kind, schema.BuiltinOperator.CUSTOM)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        code.version = 3 if "CONV_2D" in kind else 2 if kind in ("ADD", "LOGISTIC") else 1
+        if code.builtinCode == schema.BuiltinOperator.CUSTOM:
+            code.customCode = kind
+        operator = schema.OperatorT()
+        operator.opcodeIndex = len(self.model.operatorCodes)
+        self.model.operatorCodes.append(code)
+        operator.inputs, operator.outputs = inputs, outputs
+        if options:
+            operator.builtinOptions = getattr(schema, f"{options}T")()
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            for name, value in values.items():
+                assert hasattr(operator.builtinOptions, name)
+                setattr(operator.builtinOptions, name, value)
+        self.graph.operators.append(operator)
+
+    def write(self, inputs, outputs):
+        self.graph.inputs, self.graph.outputs = inputs, outputs
+        return write_tflite(self.model)
+
+
+CONV = {
+    "options": "Conv2DOptions",
+    "strideW": 1,
+    "strideH": 1,
+    "dilationWFactor": 1,
+    "dilationHFactor": 1,
+}
+DEPTHWISE = {**CONV, "options": "DepthwiseConv2DOptions", "depthMultiplier": 1}
+
+
+def small(channels=4, size=(8, 12), **options):
+    """int8: conv 3x3, depthwise 3x3, add, conv 1x1, sigmoid."""
+    file = File()
+    h, w = size
+    image = file.tensor((1, h, w, 3), scale=1.0, name="image")
+    kernel = file.tensor((channels, 3, 3, 3), data=1, scale=0.01)
+    bias = file.tensor((channels,), "int32", data=0, scale=0.01)
+    x = file.tensor((1, h, w, channels), name="stem")
+    file.operator("CONV_2D", [image, kernel, bias], [x], **{**CONV, **options})
+    kernel = file.tensor((1, 3, 3, channels), data=2, scale=0.01)
+    bias = file.tensor((channels,), "int32", data=0, scale=0.05 * 0.01)
+    y = file.tensor((1, h, w, channels), name="branch")
+    file.operator("DEPTHWISE_CONV_2D", [x, kernel, bias], [y], **DEPTHWISE)
+    z = file.tensor((1, h, w, channels), name="sum")
+    file.operator("ADD", [x, y], [z], "AddOptions")
+    kernel = file.tensor((1, 1, 1, channels), data=3, scale=0.01)
+    bias = file.tensor((1,), "int32", data=0, scale=0.05 * 0.01)
+    logits = file.tensor((1, h, w, 1), name="logits")
+    file.operator("CONV_2D", [z, kernel, bias], [logits], **CONV)
+    out = file.tensor((1, h, w, 1), scale=1 / 256, name="probability")
+    file.graph.tensors[out].quantization.zeroPoint = np.array([-128])
+    file.operator("LOGISTIC", [logits], [out])
+    return file.write([image], [out])
+
+
+def one(kind, inputs, output, options=None, dtype="int8", **values):
+    """A file with one operator; an input is a shape, or (value, dtype) for a constant."""
+    file = File()
+    indices, fed = [], []
+    for entry in inputs:
+        if isinstance(entry[0], (int, np.integer)):
+            indices.append(file.tensor(entry, dtype))
+            fed.append(indices[-1])
+        else:
+            value = np.asarray(entry[0])
+            indices.append(file.tensor(value.shape, entry[1], data=value))
+    out = file.tensor(output, dtype)
+    file.operator(kind, indices, [out], options, **values)
+    return read_tflite(file.write(fed, [out]))
+
+
+def quick(source):
+    return inspect_model(source, latency=False, vela=False, tflm=False)
+
+
+# === Work ===
+
+
+def counted(output, per_element):
+    """Counts one by one, as a loop over the output would."""
+    return sum(per_element for _ in np.ndindex(*output))
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "output", "options", "expected"),
+    [
+        ("CONV_2D", [(1, 6, 8, 3), (np.ones((5, 3, 3, 3)), "int8")], (1, 3, 4, 5), {}, 27),
+        (
+            "CONV_2D",
+            [(1, 6, 8, 4), (np.ones((6, 3, 3, 2)), "int8")],
+            (1, 6, 8, 6),
+            {},
+            18,
+        ),  # groups
+        (
+            "DEPTHWISE_CONV_2D",
+            [(1, 6, 8, 4), (np.ones((1, 3, 5, 4)), "int8")],
+            (1, 6, 8, 4),
+            {},
+            15,
+        ),
+        ("FULLY_CONNECTED", [(1, 7), (np.ones((5, 7)), "int8")], (1, 5), {}, 7),
+        ("BATCH_MATMUL", [(2, 6, 3), (2, 3, 5)], (2, 6, 5), {}, 3),
+        (
+            "BATCH_MATMUL",
+            [(2, 3, 6), (2, 3, 5)],
+            (2, 6, 5),
+            {"options": "BatchMatMulOptions", "adjX": True},
+            3,
+        ),
+        ("ADD", [(1, 4, 4, 2), (1, 4, 4, 2)], (1, 4, 4, 2), {}, 0),
+    ],
+)
+def test_multiply_accumulates(kind, inputs, output, options, expected):
+    (node,) = nodes(one(kind, inputs, output, **options))
+    assert macs(node) == counted(output, expected)
+
+
+def test_multiply_accumulates_of_a_transposed_convolution():
+    size = (np.array([1, 8, 8, 5]), "int32")
+    model = one(
+        "TRANSPOSE_CONV", [size, (np.ones((5, 3, 3, 2)), "int8"), (1, 4, 4, 2)], (1, 8, 8, 5)
+    )
+    # each of the 4 x 4 x 2 elements meets 3 x 3 x 5 weights
+    assert macs(nodes(model)[0]) == 4 * 4 * 2 * 45
+
+
+def test_the_work_of_a_file_agrees_with_vela():
+    """Vela counts the convolutions of a file by itself."""
+    pytest.importorskip("ethosu")
+    report = inspect_model(small(channels=16), latency=False, tflm=False)
+    pixels = 8 * 12
+    assert report.macs == pixels * (16 * 27 + 16 * 9 + 16)
+    assert [layer["macs"] for layer in report.layers] == [
+        pixels * 16 * 27,
+        pixels * 16 * 9,
+        0,
+        pixels * 16,
+        0,
+    ]
+
+
+# === The whole report ===
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "small.tflite"
+    path.write_bytes(small(size=(64, 64)))
+    return inspect_model(path)
+
+
+def test_report_of_an_int8_file(report):
+    assert report.operators == {
+        "CONV_2D": 2,
+        "DEPTHWISE_CONV_2D": 1,
+        "ADD": 1,
+        "LOGISTIC": 1,
+    }
+    assert report.inputs[0]["shape"] == [1, 64, 64, 3] and report.inputs[0]["scale"] == 1
+    assert report.outputs[0]["zero_point"] == -128
+    # the sum, both its inputs: three maps of four channels
+    assert report.memory["live_peak"] == 3 * 64 * 64 * 4
+    assert report.memory["peak_operator"] == 2 and report.memory["peak_kind"] == "ADD"
+    assert report.tflm["head"] == 3 * 64 * 64 * 4
+    assert report.tflm["total"] == report.tflm["head"] + report.tflm["tail"]
+    for name in targets.ACCELERATORS:
+        assert report.vela[name]["cpu_operators"] == 0 and report.vela[name]["milliseconds"] > 0
+    assert report.vela["ethos-u55-256"]["sram_kib"] >= 64 * 64 * 2 * 4 / 1024
+    assert report.edge_tpu["result"] == "PASS"
+    assert report.latency["threads_1"] > 0 and report.latency["threads_2"] > 0
+    assert report.size["flash"] > report.size["file"] > report.size["constants"] > 0
+
+
+def test_report_is_json_and_a_table(report):
+    assert json.loads(json.dumps(report.to_dict()))["macs"] == report.macs
+    table = report.to_markdown()
+    for text in (
+        "| small.tflite |",
+        "| TFLM arena |",
+        "not the compiler",
+        "ethos-u65-256",
+        "RP2350",
+    ):
+        assert text in table
+    assert all(line.startswith("|") or not line for line in table.splitlines())
+
+
+def test_picture_marks_the_peak(report, tmp_path):
+    path = tmp_path / "memory.png"
+    report.plot(path)
+    with Image.open(path) as picture:
+        colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    peak = np.all(colors == (0xD5, 0x5E, 0x00), axis=1)  # the colour of the peak
+    assert picture.width > 800 and peak.sum() > 1000
+
+
+def test_a_planned_file_shows_its_plan(tmp_path):
+    model = read_tflite(small())
+    count = len(model.subgraphs[0].tensors)
+    offsets = [-1] * count
+    for place, tensor in enumerate([0, 3, 6, 7, 10, 11]):
+        offsets[tensor] = 512 * place
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    values = np.array([1, 0, count, *offsets], "<i4")
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    entry.name, entry.buffer = "OfflineMemoryAllocation", len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata.append(entry)
+    report = quick(write_tflite(model))
+    assert report.memory["planned"] == 5 * 512 + 96
+    report.plot(tmp_path / "plan.png")
+    quick(small()).plot(tmp_path / "plain.png")
+    heights = []
+    for name in ("plan", "plain"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            heights.append(picture.height)
+    assert heights[0] > heights[1]
+
+
+def test_boards_by_what_they_have(report):
+    rows = {row["board"]: row for row in report.boards}
+    esp, grove, coral = rows["ESP32-S3, SRAM"], rows["Grove Vision AI V2"], rows["RP2350"]
+    assert esp["needs"] == "TFLM arena" and esp["need_kib"] == report.tflm["total"] / 1024
+    assert esp["spare_ram_kib"] == 512 - esp["need_kib"] and esp["fits"]
+    assert grove["needs"] == "Vela SRAM"
+    assert grove["need_kib"] == report.vela["ethos-u55-128"]["sram_kib"]
+    assert coral["ram_kib"] == 520
+
+
+def test_a_board_that_is_too_small_does_not_fit():
+    report = inspect_model(small(channels=16, size=(128, 128)), latency=False, vela=False)
+    rows = {row["board"]: row for row in report.boards}
+    assert math.isclose(report.tflm["head"] / 1024, 768)
+    assert not rows["ESP32-S3, SRAM"]["fits"] and rows["ESP32-S3, SRAM"]["spare_ram_kib"] < 0
+    assert rows["Arduino Nicla Vision"]["fits"]
+
+
+# === Other files ===
+
+
+def test_a_float_file():
+    file = File()
+    image = file.tensor((1, 8, 8, 3), "float32")
+    out = file.tensor((1, 8, 8, 3), "float32")
+    file.operator("LOGISTIC", [image], [out])
+    report = inspect_model(file.write([image], [out]))
+    assert report.inputs[0]["dtype"] == "float32" and report.inputs[0]["scale"] is None
+    assert report.edge_tpu["result"] == "FAIL" and report.tflm["total"] > 0
+    found = report.vela["ethos-u55-128"]
+    assert found["cpu_operators"] == 1 and found["left_on_cpu"][0]["kind"] == "LOGISTIC"
+    assert "nothing runs on it: 1 operator on the CPU" in report.to_markdown()
+
+
+def test_a_custom_operator_harms_nothing():
+    file = File()
+    image, out = file.tensor((1, 8, 8, 3)), file.tensor((1, 8, 8, 3))
+    file.operator("MyOwn", [image], [out])
+    report = inspect_model(file.write([image], [out]))
+    assert report.operators == {"MyOwn": 1}
+    assert "CUSTOM" in report.tflm["failed"] and "MyOwn" in report.latency["threads_1"]["failed"]
+    assert report.edge_tpu["findings"][0]["rule"] == "the Edge TPU has no such operator"
+    assert all(row["fits"] is None for row in report.boards if row["needs"] == "TFLM arena")
+    assert "failed: " in report.to_markdown()
+
+
+def test_several_subgraphs():
+    model = read_tflite(small())
+    model.subgraphs = [model.subgraphs[0], read_tflite(small()).subgraphs[0]]
+    report = quick(write_tflite(model))
+    assert sum(report.operators.values()) == 10
+    assert report.edge_tpu["findings"][0]["rule"] == "the file has 2 subgraphs, one is supported"
+    assert {layer["subgraph"] for layer in report.layers} == {0, 1}
+
+
+def test_a_shape_that_is_not_fixed():
+    model = read_tflite(small())
+    image = model.subgraphs[0].tensors[0]
+    image.shapeSignature = [-1, *image.shape[1:]]
+    assert ("FAIL", "tensor 0 has no fixed shape") in rules(read_tflite(write_tflite(model)))
+
+
+def test_no_picture_where_the_memory_cannot_be_followed(tmp_path):
+    model = read_tflite(small())
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = "OfflineMemoryAllocation", 0  # no data at all
+    model.metadata.append(entry)
+    report = quick(write_tflite(model))
+    assert "its memory cannot be followed" in report.memory["failed"]
+    with pytest.raises(DataError, match="no picture of its memory"):
+        report.plot(tmp_path / "memory.png")
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", small()[:600], b"\x1c\0\0\0TFL3" + bytes(64)])
+def test_what_is_no_file_is_told_in_one_line(data, tmp_path):
+    path = tmp_path / "bad.tflite"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        inspect_model(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_programs_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
+    report = inspect_model(small(), latency=False)
+    table = report.to_markdown()
+    assert table.count("not run: needs pip install 'ddunet-keras[mcu]'") >= 4
+    assert all(row["fits"] is None for row in report.boards)
+
+
+# === Edge TPU ===
+
+
+def rules(model):
+    check = edge_tpu_check(model)
+    return [(entry["level"], entry["rule"]) for entry in check["findings"]]
+
+
+MAP = (1, 8, 8, 4)
+AXES = {
+    "rows": (np.array([1, 2]), "int32"),
+    "batch": (np.array([0]), "int32"),
+    "channels": (np.array([3]), "int32"),
+}
+KERNEL = (np.ones((4, 3, 3, 4)), "int8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "output", "options", "broken"),
+    [
+        ("ADD", [MAP, MAP], MAP, {}, None),
+        ("CONV_2D", [MAP, KERNEL], MAP, CONV, None),
+        ("CONV_2D", [MAP, KERNEL], MAP, {**CONV, "dilationWFactor": 2}, "dilation is 1 in y and 2"),
+        ("CONV_2D", [MAP, (4, 3, 3, 4)], MAP, CONV, "its weights must be constant"),
+        ("MEAN", [MAP, AXES["rows"]], (1, 4), {}, None),
+        ("MEAN", [MAP, AXES["channels"]], (1, 8, 8), {}, None),
+        ("MEAN", [(1, 8, 8, 3), AXES["channels"]], (1, 8, 8), {}, "no multiple of 4"),
+        ("MEAN", [MAP, AXES["batch"]], (8, 8, 4), {}, "reduces the batch"),
+        ("SUM", [MAP, AXES["batch"]], (8, 8, 4), {}, "reduces the batch"),
+        (
+            "PAD",
+            [MAP, (np.array([[0, 0], [1, 1], [1, 1], [0, 0]]), "int32")],
+            (1, 10, 10, 4),
+            {},
+            None,
+        ),
+        (
+            "PAD",
+            [MAP, (np.array([[0, 1], [0, 0], [0, 0], [0, 0]]), "int32")],
+            (2, 8, 8, 4),
+            {},
+            "pads the batch",
+        ),
+        ("SOFTMAX", [(1, 1, 1, 4)], (1, 1, 1, 4), {}, None),
+        ("SOFTMAX", [MAP], MAP, {}, "one dimension"),
+        ("SOFTMAX", [(1, 16001)], (1, 16001), {}, "at most 16,000"),
+        ("FULLY_CONNECTED", [(1, 4), (np.ones((5, 4)), "int8")], (1, 5), {}, None),
+        ("FULLY_CONNECTED", [(3, 4), (np.ones((5, 4)), "int8")], (3, 5), {}, "not one dimension"),
+        ("CONCATENATION", [MAP, MAP], (1, 8, 8, 8), {}, None),
+        (
+            "CONCATENATION",
+            [MAP, (np.zeros(MAP), "int8")],
+            (1, 8, 8, 8),
+            {"options": "ConcatenationOptions", "axis": 3},
+            None,
+        ),
+        ("CONCATENATION", [MAP, (np.ones(MAP), "int8")], (1, 8, 8, 8), {}, "constant input"),
+        (
+            "MAX_POOL_2D",
+            [MAP],
+            MAP,
+            {"options": "Pool2DOptions", "strideW": 1, "strideH": 1, "fusedActivationFunction": 1},
+            "fused activation",
+        ),
+        (
+            "STRIDED_SLICE",
+            [MAP, *[(np.array(v), "int32") for v in ([0] * 4, MAP, [1, 2, 1, 1])]],
+            (1, 4, 8, 4),
+            {},
+            "strides are not all 1",
+        ),
+        ("SPLIT", [(np.array(0), "int32"), MAP], MAP, {}, "batch dimension"),
+        ("PRELU", [MAP, (np.ones((1, 1, 4)), "int8")], MAP, {}, None),
+        ("PRELU", [MAP, (np.ones((8, 8, 4)), "int8")], MAP, {}, "its alpha has shape"),
+        ("BATCH_MATMUL", [(1, 8, 4), (1, 4, 2)], (1, 8, 2), {}, "no such operator"),
+        ("SPACE_TO_BATCH_ND", [MAP], MAP, {}, "no such operator"),
+        ("RELU", [(2, 8, 8, 4)], (2, 8, 8, 4), {}, "three innermost dimensions"),
+        ("RELU", [(8, 8, 4)], (8, 8, 4), {}, None),
+        ("RELU", [MAP], MAP, {"dtype": "int16"}, "is int16"),
+        ("RELU", [MAP], MAP, {"dtype": "uint8"}, None),
+        ("MEAN", [], MAP, {}, "not those of its kind"),
+    ],
+)
+def test_edge_tpu_rules(kind, inputs, output, options, broken):
+    found = rules(one(kind, inputs, output, **options))
+    if broken is None:
+        assert found == []
+    else:
+        assert any(level == "FAIL" and broken in rule for level, rule in found), found
+
+
+def test_edge_tpu_finding_names_operator_and_tensor_and_what_comes_before():
+    model = read_tflite(small(dilationHFactor=2))
+    check = edge_tpu_check(model)
+    assert check["result"] == "FAIL" and check["mapped_operators"] == 0
+    (entry,) = check["findings"]
+    assert (entry["operator"], entry["kind"], entry["tensor"]) == (0, "CONV_2D", "stem")
+    model = read_tflite(small())
+    model.subgraphs[0].operators[3].builtinOptions.dilationHFactor = 2
+    check = edge_tpu_check(model)
+    assert check["mapped_operators"] == 3
+    assert check["mapped_macs"] == pytest.approx((27 * 4 + 9 * 4) / (27 * 4 + 9 * 4 + 4))
+
+
+def test_edge_tpu_warns_of_resizing_and_of_float_ends():
+    size = (np.array([16, 16]), "int32")
+    resize = one("RESIZE_BILINEAR", [MAP, size], (1, 16, 16, 4))
+    assert edge_tpu_check(resize)["result"] == "WARN"
+    file = File()
+    image, inside, out = (file.tensor(MAP, t) for t in ("float32", "int8", "int8"))
+    file.operator("QUANTIZE", [image], [inside])
+    file.operator("RELU", [inside], [out])
+    assert rules(read_tflite(file.write([image], [out]))) == [
+        ("WARN", "float input or output of the file: it is converted on the CPU")
+    ]

@@ -1,0 +1,23 @@
+/* What main.cc asks of a board. */
+#ifndef BOARD_H_
+#define BOARD_H_
+
+#include <stdint.h>
+
+#include "sky.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Fills `rgb` with a frame of width x height pixels, RGB888. Returns 0 when there is none. */
+int board_capture(uint8_t *rgb, int width, int height);
+
+/* Takes a frame's result; `mask` has width x height bytes. */
+void board_show(const uint8_t *mask, int width, int height, const sky_cover *cover);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* BOARD_H_ */

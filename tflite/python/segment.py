@@ -1,0 +1,87 @@
+"""Clouds in a photo with a `.tflite` file of ddunet_keras: mask and cloud cover. One file, no more.
+
+    pip install ai-edge-litert numpy pillow
+    python segment.py ddunet.tflite sky.jpg mask.png
+
+On a Coral board or with a USB accelerator, give a file that Edge TPU's compiler wrote: the library
+libedgetpu is then loaded. tflite_runtime serves in place of ai-edge-litert.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+from PIL import Image, ImageOps
+
+try:
+    from ai_edge_litert.interpreter import Interpreter, load_delegate
+except ImportError:
+    from tflite_runtime.interpreter import Interpreter, load_delegate
+
+EDGETPU = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}
+
+
+def load(path):
+    """An interpreter, on the Edge TPU if the file was compiled for it."""
+    with open(path, "rb") as file:
+        content = file.read()
+    delegates = []
+    if b"edgetpu-custom-op" in content:
+        library = EDGETPU.get(sys.platform, "libedgetpu.so.1")
+        try:
+            delegates = [load_delegate(library)]
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{path} needs a Coral Edge TPU and its runtime: {error}") from None
+    interpreter = Interpreter(model_content=content, experimental_delegates=delegates)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def segment(interpreter, photo, threshold=0.5):
+    """Finds the clouds in a Pillow picture.
+
+    Returns:
+        boolean (h, w) at the photo's size, True where cloud is; of a file with n classes uint8, 0
+        sky and the others cloud.
+    """
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    _, height, width, _ = source["shape"]
+    small = photo.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(small, np.int16)[None]
+    if source["dtype"] != np.uint8:
+        pixels = pixels - 128
+    interpreter.set_tensor(source["index"], pixels.astype(source["dtype"]))
+    interpreter.invoke()
+    values = interpreter.get_tensor(result["index"])[0].astype(np.float32)
+    scale, zero_point = result["quantization"]
+    if scale:
+        values = (values - zero_point) * scale
+    if values.min() < 0 or values.max() > 1:
+        raise SystemExit(
+            "the file's output is no probability: convert it with --output probability"
+        )
+    classes = [
+        np.asarray(Image.fromarray(channel).resize(photo.size, Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(values, -1, 0).copy()
+    ]
+    return classes[0] >= threshold if len(classes) == 1 else np.argmax(classes, 0).astype(np.uint8)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Clouds in a photo: mask and cloud cover.")
+    parser.add_argument("model", help=".tflite file")
+    parser.add_argument("photo")
+    parser.add_argument("mask", nargs="?", help="PNG to write: 0 sky, 255 cloud, or the classes")
+    parser.add_argument("--threshold", type=float, default=0.5, help="cloud from here on")
+    arguments = parser.parse_args()
+    photo = ImageOps.exif_transpose(Image.open(arguments.photo))
+    clouds = segment(load(arguments.model), photo, arguments.threshold)
+    print(f"{arguments.photo}: {100 * np.mean(clouds > 0):.1f} % cloud")
+    if arguments.mask:
+        if clouds.dtype == bool:
+            clouds = clouds * np.uint8(255)
+        Image.fromarray(clouds).save(arguments.mask)
+
+
+if __name__ == "__main__":
+    main()
