@@ -185,14 +185,14 @@ def test_calibration_images_are_from_training_and_stratified():
     assert len(calibration_images(Skies(), split, (16, 32), count=999)) == 120
 
 
-def test_training_is_repeatable_and_near_the_float_model(dataset, photos):
+def test_trained_file_is_near_the_float_model(dataset, photos):
     lines = []
     form = {"epochs": 1, "batch_size": 4}
     data = train_quantized(
         network(), SIZE, dataset, split_of(dataset), progress=lines.append, **form
     )
     check_int8(data)
-    assert lines == ["quantization: epoch 1 of 1, loss 0.0000"] or "epoch 1 of 1" in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("quantization: epoch 1 of 1, loss")
     raw, *_ = run(data, photos.astype("int16") - 128)
     assert np.abs((raw + 128.0) / 256 - truth(photos)).mean() < 0.02
 
@@ -212,7 +212,8 @@ def kernels(data):
 @pytest.mark.slow
 def test_pruned_weights_are_zero_in_the_file(dataset):
     form = {"epochs": 2, "batch_size": 4, "prune": 0.5}
-    data = train_quantized(network(), SIZE, dataset, split_of(dataset), **form)
+    model = network(variant="baseline")
+    data = train_quantized(model, SIZE, dataset, split_of(dataset), **form)
     zeros = [(kernel == 0).mean() for kernel in kernels(data) if kernel.size >= 32]
     assert min(zeros) >= 0.49
 
@@ -220,7 +221,8 @@ def test_pruned_weights_are_zero_in_the_file(dataset):
 @pytest.mark.slow
 def test_clustered_filters_have_few_values_in_the_file(dataset):
     form = {"epochs": 1, "batch_size": 4, "cluster": 4}
-    data = train_quantized(network(), SIZE, dataset, split_of(dataset), **form)
+    model = network(variant="baseline")
+    data = train_quantized(model, SIZE, dataset, split_of(dataset), **form)
     values = [len(np.unique(row)) for kernel in kernels(data) for row in kernel]
     assert max(values) <= 4
 

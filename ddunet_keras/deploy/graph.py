@@ -94,7 +94,10 @@ def equalization(model, images) -> dict[str, np.ndarray]:
         ranges = [peaks[name][part] for name, part in members]
         # a channel that is silent here may speak elsewhere: it is not raised without bound
         ranges = [np.maximum(r / max(r.max(), 1e-6), 1 / 32) for r in ranges]
-        scales[stream] = np.exp(-np.mean(np.log(ranges), 0))
+        scale = np.exp(-np.mean(np.log(ranges), 0))
+        # what is concatenated, be it bounded by ReLU6, then shares its range
+        output, part = next((m for m in members if m[0] == stream), members[0])
+        scales[stream] = scale * 6 / max((scale * peaks[output][part]).max(), 1e-6)
     return scales
 
 
@@ -120,11 +123,18 @@ def _assemble(model, size, head, output, framework, batch_size, centered, scales
         encoder = model.get_layer(f"encoder_{stage}")
         x = build.dmsc(x, encoder) if isinstance(encoder, DMSC) else build.conv_bn_relu(x, encoder)
         skips.append(x)
+    before = None
     for stage in range(1, 5):
-        x = build.up(x, model.get_layer(f"up_{stage}"))
+        x = build.up(x, model.get_layer(f"up_{stage}"), before)
         x = build.concatenate([x, skips[4 - stage]], f"concatenate_{stage}")
-        for part in (1,) if model.variant == "baseline" else (1, 2):
-            x = build.residual(x, model.get_layer(f"decoder_{stage}_{part}"))
+        parts = ("1",) if model.variant == "baseline" else ("1", "2")
+        blocks = [model.get_layer(f"decoder_{stage}_{part}") for part in parts]
+        for block in blocks[:-1]:
+            x = build.residual(x, block)
+        # the last block ends in a 1x1 convolution, and the next stage begins with one
+        x = build.depthwise(x, blocks[-1].depthwise, blocks[-1].depthwise_norm, blocks[-1].name)
+        before = _folded(blocks[-1].pointwise, blocks[-1].pointwise_norm)
+    x = build.conv(x, *before, "decoder", stream="decoder")
     last = model.get_layer("head_1")
     if model.variant == "full":
         logits = build.dynamic_head(x, skips[0], last, head)
@@ -173,6 +183,12 @@ def _folded(conv, norm):
     if kernel.shape[-1] != len(scale):  # depthwise: (h, w, channels, 1)
         return kernel * scale[:, None], bias * scale + beta
     return kernel * scale, bias * scale + beta
+
+
+def _chain(first, second):
+    """Kernel and bias of two 1x1 convolutions, one behind the other without activation, as one."""
+    (kernel, bias), (outer, offset) = first, second
+    return kernel @ outer, bias @ outer[0, 0] + offset
 
 
 @dataclass(frozen=True)
@@ -232,7 +248,7 @@ class _Builder:
         )
         return self.record(_Map(self._weighted(layer, inputs, weights), streams), name)
 
-    def depthwise(self, x, conv, norm, name, activation, stream=None):
+    def depthwise(self, x, conv, norm, name, activation="relu6", stream=None):
         kernel, bias = _folded(conv, norm)
         y = _Map(None, ((stream, len(bias)),))
         scale = self.scale(y)
@@ -262,14 +278,12 @@ class _Builder:
         form = {"strides": block.strides, "stream": block.name}
         return self.conv(x, *weights, block.name, "relu", **form)
 
-    def residual(self, x, block, name=None):
-        name = name or block.name
-        y = self.depthwise(x, block.depthwise, block.depthwise_norm, f"{name}_depthwise", "relu6")
+    def residual(self, x, block):
+        name = block.name
+        y = self.depthwise(x, block.depthwise, block.depthwise_norm, f"{name}_depthwise")
         weights = _folded(block.pointwise, block.pointwise_norm)
-        if len(weights[1]) != x.tensor.shape[-1]:
-            return self.conv(y, *weights, f"{name}_pointwise", stream=name)
         y = self.conv(y, *weights, f"{name}_pointwise", stream=x.streams)
-        return self.record(self.add(x, y, f"{name}_add"), f"{name}_add")
+        return self.record(self.add(x, y, name), name)
 
     def dmsc(self, x, block):
         name, layers = block.name, self.layers
@@ -285,24 +299,30 @@ class _Builder:
             y = self.depthwise(x, conv, norm, f"{name}_branch_{i}", "relu", stream)
             product = layers.Multiply(name=f"{name}_weighted_{i}")([y.tensor, gates[i]])
             y = _Map(product, y.streams)
-            mixed = self.add(mixed, y, f"{name}_mixed_{i}") if i else y
-        y = self.residual(
-            self.record(mixed, f"{name}_mixed_{i}"), block.residual, f"{name}_residual"
-        )
-        weights = _folded(block.out_conv, block.out_norm)
-        y = self.conv(y, *weights, f"{name}_out", stream=x.streams)
+            last = i + 1 == len(block.branches)
+            mixed = self.add(mixed, y, stream if last else f"{stream}_{i}") if i else y
+        self.record(mixed, stream)
+        # mixed + residual(mixed) has one reader, a 1x1 convolution: one does for both
+        residual = block.residual
+        y = self.depthwise(mixed, residual.depthwise, residual.depthwise_norm, f"{name}_residual")
+        own = _folded(block.out_conv, block.out_norm)
+        kernel, bias = _chain(_folded(residual.pointwise, residual.pointwise_norm), own)
+        y = self.concatenate([mixed, y], f"{name}_both")
+        y = self.conv(y, np.concatenate([own[0], kernel], 2), bias, f"{name}_out", stream=x.streams)
         y = layers.ReLU(name=name)(self.add(x, y, f"{name}_add").tensor)
         return self.record(_Map(y, x.streams), name)
 
-    def up(self, x, block):
+    def up(self, x, block, before):
         # the convolution and the interpolation commute: a quarter of the work
-        name = block.name
-        x = self.conv(x, *_folded(block.conv, block.norm), f"{name}_conv", stream=name)
+        name, weights = block.name, _folded(block.conv, block.norm)
+        weights = weights if before is None else _chain(before, weights)
+        x = self.conv(x, *weights, f"{name}_conv", stream=name)
         if self.upsampling == "bilinear":
             resize = self.layers.UpSampling2D(interpolation="bilinear", name=f"{name}_resize")
         else:
             resize = _align_corners(self.framework)(name=f"{name}_resize")
-        return _Map(self.layers.ReLU(name=name)(resize(x.tensor)), x.streams)
+        x = _Map(self.layers.ReLU(name=name)(resize(x.tensor)), x.streams)
+        return self.record(x, name)
 
     def dynamic_head(self, decoder, encoder, block, head):
         layers, name = self.layers, block.name
