@@ -226,6 +226,7 @@ def convert(
             prune=prune,
             cluster=cluster,
             seed=seed,
+            progress=progress,
             **form,
         )
     else:
