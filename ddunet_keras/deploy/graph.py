@@ -87,17 +87,8 @@ def equalization(model, images) -> dict[str, np.ndarray]:
     peaks = []
     for start in range(0, len(images) - count + 1, count):
         batch = images[start : start + count].astype("float32") - 128
-        peaks.append([np.abs(y).max((1, 2)) for y in maps.predict_on_batch(batch)])
-    peaks, highest = (
-        dict(
-            zip(
-                names,
-                (function(np.concatenate(p), 0) for p in zip(*peaks, strict=True)),
-                strict=True,
-            )
-        )
-        for function in (np.mean, np.max)
-    )
+        peaks.append([np.abs(y).max((1, 2)).mean(0) for y in maps.predict_on_batch(batch)])
+    peaks = dict(zip(names, (np.mean(p, 0) for p in zip(*peaks, strict=True)), strict=True))
     scales = {}
     for stream, members in streams.items():
         ranges = [peaks[name][part] for name, part in members]
@@ -106,7 +97,7 @@ def equalization(model, images) -> dict[str, np.ndarray]:
         scale = np.exp(-np.mean(np.log(ranges), 0))
         # what is concatenated, be it bounded by ReLU6, then shares its range
         output, part = next((m for m in members if m[0] == stream), members[0])
-        scales[stream] = scale * 6 / max((scale * highest[output][part]).max(), 1e-6)
+        scales[stream] = scale * 6 / max((scale * peaks[output][part]).max(), 1e-6)
     return scales
 
 
