@@ -185,6 +185,7 @@ def test_calibration_images_are_from_training_and_stratified():
     assert len(calibration_images(Skies(), split, (16, 32), count=999)) == 120
 
 
+@pytest.mark.slow
 def test_trained_file_is_near_the_float_model(dataset, photos):
     lines = []
     form = {"epochs": 1, "batch_size": 4}
