@@ -216,13 +216,14 @@ def _convert(arguments):
         split = _choose_split(arguments, dataset, _split_beside(arguments.model)[0])
         photos = labelled_photos(dataset, split, size, **draw)
     name = f"{arguments.model.stem}_{'x'.join(map(str, size))}_{target}.tflite"
+    out = arguments.out or Path(name)
     keys = ("target", "precision", "io", "output", "qat_epochs", "prune", "cluster", "ram", "seed")
     options = {key: getattr(arguments, key) for key in (*keys, "c_array", "debug", "inspect")}
     try:
         result = convert(
             model,
             photos,
-            arguments.out or Path(name),
+            out,
             size=size,
             progress=lambda line: print(f"ddunet: {line}", file=sys.stderr, flush=True),
             model_file=arguments.model.name,
@@ -231,7 +232,6 @@ def _convert(arguments):
     except ConversionError as error:
         print(error.verification.to_markdown(), error.layers, sep="\n")
         raise
-    out = arguments.out or Path(name)
     print(out.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"wrote {out} ({result['bytes']:,} bytes) and beside it .json, .md, .png")
 

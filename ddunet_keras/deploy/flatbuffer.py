@@ -132,6 +132,11 @@ def tensor_bytes(tensor) -> int:
     return math.prod(tensor.shape) * DTYPES[tensor.type].itemsize
 
 
+def dtype_name(tensor) -> str:
+    """A `TensorT`'s type as NumPy calls it; "type N" for one that NumPy has not."""
+    return DTYPES[tensor.type].name if tensor.type in DTYPES else f"type {tensor.type}"
+
+
 def _text(name) -> str:
     return (name or b"").decode("utf-8", "replace")
 

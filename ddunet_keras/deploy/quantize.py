@@ -23,7 +23,7 @@ from ddunet_keras.data.pipeline import Augmentation, Pipeline
 from ddunet_keras.files import DataError
 from ddunet_keras.images import resize_image
 
-from .flatbuffer import constant, operator_name, read_tflite, write_tflite
+from .flatbuffer import constant, dtype_name, operator_name, read_tflite, write_tflite
 from .graph import build_graph, check_graph, equalization
 
 IO = ("int8", "uint8", "float32")
@@ -36,7 +36,6 @@ _LOGITS = {"LOGISTIC": (-6.24, 6.24), "GREATER_EQUAL": (-1.0, 1.0)}
 # with 1, the bundled model's 4-channel sibling lost 18 % of the pixels of some images of new dates
 _MARGIN = 1.4
 _BINS = 4096
-_TYPES = ("INT8", "INT16", "INT32", "INT64", "UINT8", "FLOAT16", "FLOAT32", "BOOL")
 
 
 @contextlib.contextmanager
@@ -478,11 +477,10 @@ def check_int8(data, io="int8") -> None:
     """
     model = read_tflite(data)
     (graph,) = model.subgraphs
-    types = {getattr(schema.TensorType, name): name.lower() for name in _TYPES}
     ends = {*graph.inputs, *graph.outputs}
     inside = {"int8", "int32", "bool"} | ({"uint8"} if io == "uint8" else set())
     for index, tensor in enumerate(graph.tensors):
-        name, kind = (tensor.name or b"").decode(), types.get(tensor.type, f"type {tensor.type}")
+        name, kind = (tensor.name or b"").decode(), dtype_name(tensor)
         if index in ends:
             if kind != io and not (index in graph.outputs and kind in ("int8", "uint8")):
                 raise DataError(f"{name}: input and output should be {io}, this is {kind}")
@@ -494,7 +492,7 @@ def check_int8(data, io="int8") -> None:
         name = operator_name(model, operator)
         code = model.operatorCodes[operator.opcodeIndex]
         if code.customCode:
-            where = graph.tensors[operator.outputs[0]].name.decode()
+            where = (graph.tensors[operator.outputs[0]].name or b"").decode()
             raise DataError(f"{where}: {name} is no built-in operator of TensorFlow Lite")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ddunet_keras.files import DataError, first_line
 
-from .flatbuffer import DTYPES, constant, operator_name, read_tflite
+from .flatbuffer import DTYPES, constant, dtype_name, operator_name, read_tflite
 from .memory import MemoryProfile, memory_profile
 from .verify import ChildError, NotInstalledError, in_child, tflm_feeds
 
@@ -134,10 +134,6 @@ def nodes(model) -> list[Node]:
 
 def _name(tensor):
     return (tensor.name or b"").decode(errors="replace")
-
-
-def _dtype(tensor):
-    return DTYPES[tensor.type].name if tensor.type in DTYPES else f"type {tensor.type}"
 
 
 def macs(node) -> int | None:
@@ -349,7 +345,7 @@ def _edge_tpu_findings(node):
     """(level, tensor, rule) of what an operator breaks."""
     own = node.name
     ends = {*node.graph.inputs, *node.graph.outputs}
-    floats = [i for i, tensor in node.tensors() if _dtype(tensor).startswith("float")]
+    floats = [i for i, tensor in node.tensors() if dtype_name(tensor).startswith("float")]
     if node.kind in ("QUANTIZE", "DEQUANTIZE") and floats and ends.issuperset(floats):
         yield "WARN", own, "float input or output of the file: it is converted on the CPU"
         return
@@ -357,7 +353,7 @@ def _edge_tpu_findings(node):
         yield "FAIL", own, "the Edge TPU has no such operator"
         return
     for index, tensor in node.tensors():
-        dtype, shape = _dtype(tensor), tensor.shape
+        dtype, shape = dtype_name(tensor), tensor.shape
         fixed = node.is_constant(index)
         if dtype not in ("int8", "uint8") and not (fixed and dtype in ("int32", "int64")):
             yield "FAIL", _name(tensor), f"tensor {index} is {dtype}; 8-bit integers are asked for"
@@ -733,7 +729,7 @@ def _ends(graph, indices):
         found.append(
             {
                 "name": _name(tensor),
-                "dtype": _dtype(tensor),
+                "dtype": dtype_name(tensor),
                 "shape": tensor.shape,
                 "scale": float(quantization.scale[0]) if scaled else None,
                 "zero_point": int(points[0]) if points is not None else 0 if scaled else None,
