@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "DDUNet": "model",
     "load_model": "model",
+    "PRESETS": "presets",
     "DMSC": "layers",
     "DWBG": "layers",
     "load_paddle_weights": "reference",
@@ -27,6 +28,8 @@ _HOME = {
     "Recipe": "training",
     "train": "training",
     "evaluate": "evaluation",
+    "benchmark": "benchmark",
+    "ablate": "benchmark",
     "Dataset": "data.datasets",
     "open_dataset": "data.datasets",
     "Split": "data.splits",

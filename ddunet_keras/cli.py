@@ -17,12 +17,13 @@ import numpy as np
 from ddunet_keras import __version__
 from ddunet_keras.data.datasets import LAYOUTS, open_dataset
 from ddunet_keras.data.splits import PROTOCOLS, Split, make_split
-from ddunet_keras.files import DataError, atomic_path, write_text
+from ddunet_keras.files import DataError, atomic_path, write_json, write_text
 from ddunet_keras.prediction import find_photos, predict_files
+from ddunet_keras.presets import DEFAULT, PRESETS, preset_file
 
 # as ddunet_keras.model and .training have them; importing these would make `--help` wait for Keras
 VARIANTS = ("full", "dmsc", "baseline")
-RECIPES = ("default", "paper", "authors")
+RECIPES = ("default", "plain", "paper", "authors")
 # as ddunet_keras.deploy.convert has them
 TARGETS = ("tflm", "ethos-u", "edgetpu", "android", "cpu")
 
@@ -90,11 +91,16 @@ def _progress(done_what):
     return show if sys.stderr.isatty() else None
 
 
+def _log(line):
+    print(f"ddunet: {line}", file=sys.stderr, flush=True)
+
+
 def _train(arguments):
     _start_keras()
     from ddunet_keras.training import train
 
     options = vars(arguments) | {"split": arguments.split and Split.load(arguments.split)}
+    options["also"] = [(folder, Split.load(split)) for folder, split in arguments.also]
     del options["run"]
     train(**options)
     print(f"wrote {arguments.out}: best.keras, last.keras, run.json, split.json, curves.png")
@@ -168,13 +174,33 @@ def _evaluate(arguments):
         print(f"wrote {arguments.out}: evaluation.json, evaluation.md, curves.png, sheet.png")
 
 
+def _benchmark(arguments):
+    _start_keras()
+    from ddunet_keras.benchmark import benchmark, benchmark_markdown
+    from ddunet_keras.plots import plot_benchmark
+
+    datasets = [open_dataset(folder) for folder in arguments.data]
+    result = benchmark(datasets, sizes=arguments.sizes, progress=_log)
+    text, out = benchmark_markdown(result), arguments.out
+    print(text)
+    plot_benchmark(result["rows"], out / "benchmark.png")
+    write_json(out / "benchmark.json", result)
+    write_text(out / "benchmark.md", text)
+    print(f"wrote {out}: benchmark.json, benchmark.md, benchmark.png")
+
+
+def _ablate(arguments):
+    from ddunet_keras.benchmark import ablate, ablation_markdown
+
+    _start_keras()
+    options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    print(ablation_markdown(ablate(**options, progress=_log)))
+    print(f"wrote {arguments.out}: ablation.json, ablation.md, and a folder for each training")
+
+
 def _predict(arguments):
-    if arguments.model is None:
-        raise DataError(
-            "predict needs --model FILE, .keras or .tflite; `ddunet train DATA --out RUN` makes "
-            "RUN/best.keras, and `ddunet demo` a small one without data"
-        )
     photos = find_photos(arguments.inputs)
+    arguments.model = arguments.model or preset_file(DEFAULT, "tflite")
     model = _open_model(arguments.model, arguments.threads, arguments.delegate)
     model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for no photo
     about = {"model": str(arguments.model)}
@@ -214,7 +240,8 @@ def _convert(arguments):
         photos = plain_photos(paths, size, **draw)
     else:
         split = _choose_split(arguments, dataset, _split_beside(arguments.model)[0])
-        photos = labelled_photos(dataset, split, size, **draw)
+        others = [(open_dataset(folder), Split.load(split)) for folder, split in arguments.also]
+        photos = labelled_photos(dataset, split, size, also=others, **draw)
     name = f"{arguments.model.stem}_{'x'.join(map(str, size))}_{target}.tflite"
     out = arguments.out or Path(name)
     keys = ("target", "precision", "io", "output", "qat_epochs", "prune", "cluster", "ram", "seed")
@@ -225,7 +252,7 @@ def _convert(arguments):
             photos,
             out,
             size=size,
-            progress=lambda line: print(f"ddunet: {line}", file=sys.stderr, flush=True),
+            progress=_log,
             model_file=arguments.model.name,
             **options,
         )
@@ -334,6 +361,15 @@ def _horizon(text):
     return text
 
 
+def _model(text):
+    """A model's file, or that of the preset of this name."""
+    path = Path(text)
+    try:
+        return preset_file(text) if text in PRESETS and not path.exists() else path
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 _positive = _number(int, 1, 10**9, "a positive integer")
 _seed = _number(int, 0, 2**32 - 1, "an integer from 0 to 2**32 - 1")
 _classes = _number(int, 2, 255, "an integer from 2 to 255")
@@ -377,11 +413,22 @@ def _parser():
 
     protocols = "paper (leaks, for Table I), capture (no photo is shared), date (no day is shared)"
 
+    model = f"a .keras or .tflite file, such as RUN/best.keras, or {' or '.join(PRESETS)}"
+
     option = command(_train, "train DDUNet on a data set")
     data(option)
     option("--out", type=Path, required=True, metavar="RUN", help="folder for what comes of it")
     option("--protocol", choices=PROTOCOLS, default="date", help=protocols)
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
+    option("--with-validation", action="store_true", help="train on the validation part, too")
+    option(
+        "--also",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("DATA", "SPLIT"),
+        help="train on the training part of another data set, too; may be repeated",
+    )
     option("--recipe", choices=RECIPES, default="default", help="loss, optimizer and augmentation")
     option("--variant", choices=VARIANTS, default="full", help="of the network")
     option("--base-channels", type=_positive, default=8, metavar="N", help="width of the network")
@@ -389,13 +436,18 @@ def _parser():
     option("--epochs", type=_positive, metavar="N", help="(default: the recipe's)")
     option("--batch-size", type=_positive, metavar="N", help="(default: the recipe's)")
     seed(option)
-    option("--initial-weights", type=Path, metavar="FILE", help=".keras or .pdparams to start from")
+    option(
+        "--initial-weights",
+        type=_model,
+        metavar="FILE|PRESET",
+        help=f".keras, .pdparams or {' or '.join(PRESETS)}, to start from",
+    )
     option("--resume", action="store_true", help="continue an interrupted run in RUN")
     option("--deterministic", action="store_true", help="the same bits each time, slower")
     option("--mixed-precision", action="store_true", help="compute in float16 (GPU)")
 
     option = command(_evaluate, "score a model on a data set")
-    option("model", type=Path, metavar="MODEL", help="a .keras file, such as RUN/best.keras")
+    option("model", type=_model, metavar="MODEL", help=model)
     data(option, classes=False)
     option("--protocol", choices=PROTOCOLS, help=f"{protocols} (default: RUN's or date)")
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
@@ -406,7 +458,7 @@ def _parser():
 
     option = command(_predict, "find the clouds in photos: mask, overlay and cloud cover")
     option("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos")
-    option("--model", type=Path, metavar="FILE", help=".keras, such as RUN/best.keras, or .tflite")
+    option("--model", type=_model, metavar="MODEL", help=f"{model} (default: {DEFAULT}, int8)")
     option("--out", type=Path, default=Path("predictions"), metavar="DIR", help="for the results")
     option("--threads", type=_positive, metavar="N", help=".tflite: of LiteRT (default: all cores)")
     option("--delegate", metavar="NAME", help=".tflite: edgetpu, or a LiteRT delegate's library")
@@ -421,11 +473,19 @@ def _parser():
     option("--json", action="store_true", help="print one JSON object a photo")
 
     option = command(_convert, "make a verified int8 .tflite of a trained model")
-    option("model", type=Path, metavar="MODEL", help="a .keras file, such as RUN/best.keras")
+    option("model", type=_model, metavar="MODEL", help=model)
     option("--size", type=_size(16), required=True, metavar="H,W", help="of the file's input")
     option("--target", choices=TARGETS, default="tflm", help="device that the file is for")
     help = "data set that the model was trained on, or a folder of photos (without masks)"
     option("--calibration", type=Path, required=True, metavar="DATA", help=help)
+    option(
+        "--also",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("DATA", "SPLIT"),
+        help="calibrate on the training part of another data set, too; may be repeated",
+    )
     option("--layout", choices=LAYOUTS, help="of DATA (default: found by looking)")
     option("--protocol", choices=PROTOCOLS, help=f"{protocols} (default: RUN's or date)")
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
@@ -461,6 +521,24 @@ def _parser():
     option("file", type=Path, metavar="FILE", help="any .tflite file")
     option("--json", action="store_true", help="print JSON in place of tables")
     option("--plot", type=Path, metavar="PNG", help="picture of the memory over the operators")
+
+    option = command(_benchmark, "score the models that ship, float and int8, on unseen images")
+    option("data", type=Path, nargs="+", metavar="DATA", help="SWINySEG's folder; others, too")
+    option("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="for the tables")
+    option("--sizes", type=_positive, nargs="+", metavar="SIDE", help="these alone (default: all)")
+
+    option = command(_ablate, "train variants alike on the same splits, and compare them")
+    data(option, classes=False)
+    option("--out", type=Path, required=True, metavar="DIR", help="for trainings and the table")
+    option(
+        "--variants", choices=VARIANTS, nargs="+", default=[*VARIANTS[::-1]], help="of the network"
+    )
+    option("--base-channels", type=_positive, nargs="+", default=[4], metavar="N", help="widths")
+    option("--protocols", choices=PROTOCOLS, nargs="+", default=["date"], help=protocols)
+    option("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="N", help="of the splits")
+    option("--recipe", choices=RECIPES, default="default", help="of every training")
+    option("--image-size", type=_size(16), default="96,96", metavar="H,W", help="of every training")
+    option("--epochs", type=_positive, default=30, metavar="N", help="of every training")
 
     option = command(_synthetic, "write a data set of made-up skies with exact masks")
     option("out", type=Path, metavar="OUT", help="new folder")

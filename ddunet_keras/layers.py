@@ -246,6 +246,11 @@ class DMSC(keras.layers.Layer):
         filters: number of output channels c.
         dilation_rates: one branch for each entry.
 
+    Attributes:
+        range_penalty: weight of a loss, in training alone, on what the sum of the branches has
+            beyond 6: mean of its square. Few pixels reach far beyond, and int8 must span them;
+            0 by default, not saved. `Recipe.range_penalty` sets it.
+
     Input: (batch, h, w, any). Output: (batch, h, w, filters).
 
     Raises:
@@ -267,6 +272,7 @@ class DMSC(keras.layers.Layer):
                 f"Received: dilation_rates={dilation_rates!r}"
             )
         self.dilation_rates = tuple(positive_int("dilation_rates", d) for d in dilation_rates)
+        self.range_penalty = 0.0
         self.in_conv = ConvBNReLU(self.filters, 1, dtype=self.dtype_policy, name="in_conv")
         self.gate_1 = _dense(self, 2 * self.filters, "gate_1", activation="relu")
         self.gate_2 = _dense(self, len(self.dilation_rates), "gate_2")
@@ -296,6 +302,9 @@ class DMSC(keras.layers.Layer):
         for i, (branch, norm) in enumerate(zip(self.branches, self.branch_norms, strict=True)):
             weight = gate[:, None, None, i : i + 1]
             mixed += weight * ops.relu(norm(branch(x), training=training))
+        if training and self.range_penalty:
+            beyond = ops.relu(ops.cast(mixed, "float32") - 6.0)
+            self.add_loss(self.range_penalty * ops.mean(ops.square(beyond)))
         mixed = self.residual(mixed, training=training)
         return ops.relu(x + self.out_norm(self.out_conv(mixed), training=training))
 

@@ -21,6 +21,7 @@ from .layers import (
     UpConvBNReLU,
     positive_int,
 )
+from .presets import preset_file
 from .sky import Segmentation, segment
 
 VARIANTS = ("full", "dmsc", "baseline")
@@ -180,11 +181,32 @@ class DDUNet(keras.Model):
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
 
-    def resized(self, image_shape) -> DDUNet:
-        """The same network with the same weights for another `image_shape`, without heads that only
-        train."""
-        config = {**self.get_config(), "image_shape": image_shape, "deep_supervision": False}
-        model = type(self)(**config)
+    @classmethod
+    def from_preset(cls, name="ddunet_c8", image_shape=None, deep_supervision=True) -> DDUNet:
+        """A trained network that comes with the package.
+
+        Args:
+            name: one of `ddunet_keras.PRESETS`.
+            image_shape: (height, width, 3) instead of the one that it was trained at.
+            deep_supervision: as in `DDUNet`; needed to train on.
+
+        Raises:
+            ValueError: there is no such preset, or `image_shape` is none.
+            DataError: the preset's file is missing or damaged.
+
+        Example:
+
+        >>> DDUNet.from_preset("ddunet_c4", (64, 96, 3)).count_params()
+        90447
+        """
+        model = load_model(preset_file(name))
+        return model.resized(image_shape or model.image_shape, deep_supervision)
+
+    def resized(self, image_shape, deep_supervision=False) -> DDUNet:
+        """The same network with the same weights for another `image_shape`; unless asked for,
+        without heads that only train."""
+        config = {**self.get_config(), "image_shape": image_shape}
+        model = type(self)(**config | {"deep_supervision": deep_supervision})
         for layer in model.layers:
             layer.set_weights(self.get_layer(layer.name).get_weights())
         return model

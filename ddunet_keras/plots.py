@@ -219,3 +219,45 @@ def plot_sheet(rows, path, *, num_classes=2) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.suptitle("Photo, truth, prediction")
     _save(figure, path)
+
+
+def plot_benchmark(rows, path) -> None:
+    """Draws the accuracy of int8 files over their TFLM arena and over the time a photo takes.
+
+    Args:
+        rows: of `ddunet_keras.benchmark`; those with an arena and milliseconds are drawn, each
+            file once for each data set, at its group of all images.
+        path: of the PNG.
+
+    Raises:
+        ValueError: no row has both.
+    """
+    last = {(row["file"], row["data"]): row for row in rows if row.get("arena")}
+    if not last:
+        raise ValueError("no row has an arena: the int8 files lie in tflite/models of a clone")
+    lines = {}
+    for row in last.values():
+        kind = f"{row['model']}, {row['data']}, {row['protocol']}"
+        lines.setdefault(kind, []).append(row)
+    figure = _figure(10, 4.6)
+    pair = figure.subplots(1, 2, sharey=True)
+    palette = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", "#000000")
+    for number, (kind, line) in enumerate(lines.items()):
+        line.sort(key=lambda row: row["arena"])
+        scores = [100 * row["accuracy"] for row in line]
+        color = palette[number % len(palette)]
+        for axes, costs in zip(
+            pair,
+            ([row["arena"] / 1024 for row in line], [row["milliseconds"] for row in line]),
+            strict=True,
+        ):
+            axes.plot(costs, scores, "o-", color=color, label=kind)
+            for row, cost, score in zip(line, costs, scores, strict=True):
+                axes.annotate(
+                    row["size"][0], (cost, score), (0, 5), textcoords="offset points", fontsize=8
+                )
+    for axes, label in zip(pair, ("TFLM arena, KiB", "ms a photo, one thread"), strict=True):
+        _panel(axes, "int8 files by input size in pixels", label, "accuracy, %, image mean")
+        axes.set_xscale("log")
+    figure.legend(*pair[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _save(figure, path)

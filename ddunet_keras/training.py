@@ -12,11 +12,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from .data.datasets import open_dataset
+from .data.datasets import Mixture, open_dataset
 from .data.pipeline import Augmentation, Pipeline
 from .data.splits import Split, make_split
 from .files import DataError, atomic_path, first_line, write_json, write_text
-from .layers import PACKAGE
+from .layers import DMSC, PACKAGE
 from .losses import MeanIoU, PixelAccuracy, SegmentationLoss
 from .model import DDUNet
 
@@ -56,6 +56,7 @@ class Recipe:
         aux_weights: weights of the losses of deep supervision, full size first.
         iou_weight: weight of the soft IoU term of `SegmentationLoss`.
         saturating: see `SegmentationLoss`.
+        range_penalty: see `DMSC`; keeps the maps in a range that int8 resolves.
         upsampling: see `DDUNet`.
         augmentation: of the training images; None for none beyond the dataset's own.
     """
@@ -72,6 +73,7 @@ class Recipe:
     aux_weights: tuple[float, ...] = (1.0, 0.5, 0.2)
     iou_weight: float = 0.5
     saturating: bool = False
+    range_penalty: float = 0.1
     upsampling: str = "bilinear"
     augmentation: Augmentation | None = field(default_factory=Augmentation)
 
@@ -124,6 +126,7 @@ class Recipe:
 
 RECIPES = {
     "default": Recipe(),
+    "plain": Recipe(augmentation=None),
     "paper": Recipe(
         image_size=(256, 256),
         epochs=100,
@@ -132,6 +135,7 @@ RECIPES = {
         weight_decay=0.0,
         clipnorm=None,
         iou_weight=0.0,
+        range_penalty=0.0,
         augmentation=None,
     ),
     "authors": Recipe(
@@ -144,6 +148,7 @@ RECIPES = {
         clipnorm=None,
         aux_weights=(1.0, 0.4, 0.2),
         iou_weight=0.0,
+        range_penalty=0.0,
         saturating=True,
         upsampling="align_corners",
         augmentation=None,
@@ -238,6 +243,8 @@ def train(
     layout=None,
     num_classes=2,
     split=None,
+    with_validation=False,
+    also=(),
     initial_weights=None,
     verbose="auto",
 ) -> dict:
@@ -260,6 +267,8 @@ def train(
         mixed_precision: True for "mixed_float16", or a policy's name.
         layout: of `open_dataset`.
         split: a `Split` instead of one made from `protocol` and `seed`.
+        with_validation: train on the validation images, too; then the last epoch counts.
+        also: pairs of a folder and a `Split` of it, whose training part is trained on as well.
         initial_weights: a `.keras` or `.pdparams` file to start from.
         verbose: of `fit`.
 
@@ -283,11 +292,22 @@ def train(
     dataset = open_dataset(data, layout, num_classes)
     split = split or make_split(dataset, protocol, seed)
     split.check(dataset)
+    split = split.with_validation() if with_validation else split
+    names, others = [(0, name) for name in split.train], []
+    for folder, part in also:
+        others.append(open_dataset(folder, num_classes=num_classes))
+        part.check(others[-1])
+        names += [(len(others), name) for name in part.train]
     settings = {
         "data": str(data),
         "layout": dataset.layout,
         "images": len(dataset),
         "protocol": split.protocol,
+        "with_validation": with_validation,
+        "also": [
+            {"data": other.root.name, "layout": other.layout, "images": list(part.train)}
+            for other, (_, part) in zip(others, also, strict=True)
+        ],
         "recipe": name,
         "variant": variant,
         "base_channels": base_channels,
@@ -310,10 +330,14 @@ def train(
     last = out / "last.keras"
     _check_out(out, settings, split, resume)
     augmentation = recipe.augmentation or _NO_AUGMENTATION
-    training = Pipeline(dataset, split.train, size, batch_size, augmentation, seed)
+    mixture = Mixture(dataset, *others)
+    training = Pipeline(mixture, names, size, batch_size, augmentation, seed)
     steps = training.steps
     rows, started = [], time.time()
     model = DDUNet((*size, 3), base_channels, variant, num_classes, recipe.upsampling, dtype=policy)
+    for layer in model.layers:
+        if isinstance(layer, DMSC):
+            layer.range_penalty = recipe.range_penalty
     model.compile(**recipe.compile_arguments(model, steps, epochs))
     build_training(model)
     if resume and last.exists():

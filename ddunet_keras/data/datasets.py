@@ -188,6 +188,30 @@ class Dataset:
             raise DataError(problems[0] + more)
 
 
+class Mixture:
+    """Samples of several datasets, for a `Pipeline` to train on together.
+
+    A name is a pair: index of the dataset, name within it.
+
+    Example:
+
+    >>> Mixture(patches, whole_skies).find((1, "ASC100-1006_001"))  # doctest: +SKIP
+    """
+
+    def __init__(self, *datasets):
+        self.datasets = datasets
+
+    def find(self, name):
+        """The sample of that name, with its dataset."""
+        index, name = name
+        return self.datasets[index], self.datasets[index].find(name)
+
+    def load(self, sample) -> tuple[np.ndarray, np.ndarray]:
+        """Image and labels, as `Dataset.load`."""
+        dataset, sample = sample
+        return dataset.load(sample)
+
+
 def open_dataset(path, layout: str | None = None, num_classes: int = 2) -> Dataset:
     """Opens a dataset: checks the structure and decodes nothing (`Dataset.verify` does).
 

@@ -47,11 +47,11 @@ class Augmentation:
     flips: bool = True
     quarter_turns: bool = True
     crop: float = 0.6
-    brightness: float = 0.15
-    contrast: float = 0.25
-    channel_gain: float = 0.1
-    saturation: float = 0.3
-    gamma: float = 1.3
+    brightness: float = 0.1
+    contrast: float = 0.15
+    channel_gain: float = 0.08
+    saturation: float = 0.15
+    gamma: float = 1.15
     horizon_circle: float = 0.0
 
     def __post_init__(self):

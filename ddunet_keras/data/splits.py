@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,11 @@ class Split:
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise DataError(f"split: {len(twice)} names stand twice, the first is {twice[0]!r}")
+
+    def with_validation(self) -> Split:
+        """The same with the validation images among those to train on: nothing is selected then."""
+        note = f"{self.note}; trained on the validation images, too".removeprefix("; ")
+        return replace(self, train=self.train + self.val, val=(), note=note)
 
     def check(self, dataset: Dataset) -> None:
         """Raises DataError if a name is not in `dataset`, or if two parts share what the protocol

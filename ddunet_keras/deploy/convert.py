@@ -78,9 +78,13 @@ class Photos:
     split: object = None
 
 
-def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0) -> Photos:
+def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0, also=()) -> Photos:
     """Photos from a data set with masks: `count` to calibrate, from the training part of `split`,
     and `verify` (0 for all) to verify on, from its test part.
+
+    Args:
+        also: pairs of a further dataset and its `Split`; up to a quarter of `count` more photos to
+            calibrate with, from the training part of each.
 
     Raises:
         DataError: the split does not fit the data set, or an image cannot be read.
@@ -93,12 +97,19 @@ def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0) -> Ph
         chosen = np.random.default_rng(seed).choice(len(names), verify, replace=False)
         names = [names[index] for index in sorted(chosen)]
     pairs = [dataset.load(dataset.find(name)) for name in names]
-    calibration = calibration_images(dataset, split, size, count, seed)
+    calibration = [calibration_images(dataset, split, size, count, seed)]
+    for other, part in also:
+        part.check(other)
+        calibration.append(calibration_images(other, part, size, -(-count // 4), seed))
+    # mixed evenly, as some steps use the first or every k-th
+    calibration = np.concatenate(calibration)
+    order = np.random.default_rng(seed).permutation(len(calibration))
+    calibration = calibration[order] if also else calibration
     about = {
-        "data": dataset.root.name,
+        "data": ", ".join([dataset.root.name, *(other.root.name for other, _ in also)]),
         "protocol": split.protocol,
         "split_seed": split.seed,
-        "calibrated_on": f"{len(calibration)} of {len(split.train)} training images",
+        "calibrated_on": f"{len(calibration)} training images",
         "verified_on": f"{len(names)} of {len(split.test)} test images",
     }
     test = np.stack([resize_image(image, size) for image, _ in pairs])

@@ -525,23 +525,39 @@ def _quantize(plain, ranges, io):
     model, io = read_tflite(plain), dtypes.as_dtype(io)
     for index, bounds in ranges.items():
         tensor = model.subgraphs[0].tensors[index]
-        low, high = _short_scale(*bounds)
         tensor.quantization = tensor.quantization or schema.QuantizationParametersT()
-        tensor.quantization.min, tensor.quantization.max = [low], [high]
+        tensor.quantization.min, tensor.quantization.max = [[bound] for bound in bounds]
     with quiet():
         return mlir_quantize(write_tflite(model), input_data_type=io, output_data_type=io)
 
 
-def _short_scale(low, high):
-    """A range a little wider, whose scale has 12 binary digits.
+def _exact(model, ranges):
+    """The ranges a little wider, so that every kernel rounds alike.
 
-    The product of two such scales is exact in float32. TFLM and LiteRT multiply them in other
-    precisions; for BATCH_MATMUL, whose sides are both computed, some last bits differed.
+    A scale gets 12 binary digits: products of two are exact in float32. TFLM divides the product of
+    the inputs' scales by the output's in double precision, LiteRT in single, and a last bit tips
+    values that lie halfway. So the output of a product gets the scale of its first input, or 1,
+    times a power of two: then the quotient is exact, too.
     """
-    mantissa, exponent = math.frexp((high - low) / 255)
-    scale = math.ldexp(math.ceil(mantissa * 4096) / 4096, exponent)
-    zero_point = min(127, max(-128, round(-128 - low / scale)))
-    return scale * (-128 - zero_point), scale * (127 - zero_point)
+    graph = model.subgraphs[0]
+    products = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator_name(model, operator) in ("MUL", "BATCH_MATMUL")
+    }
+    scales, exact = {}, {}
+    for index, (low, high) in sorted(ranges.items(), key=lambda item: item[0] in products):
+        scale = (high - low) / 255
+        if index in products:
+            units = 1.0, scales.get(products[index], 1.0)
+            scale = min(unit * 2.0 ** math.ceil(math.log2(scale / unit)) for unit in units)
+        else:
+            mantissa, exponent = math.frexp(scale)
+            scale = math.ldexp(math.ceil(mantissa * 4096) / 4096, exponent)
+        scales[index] = scale
+        zero_point = min(127, max(-128, round(-128 - low / scale)))
+        exact[index] = scale * (-128 - zero_point), scale * (127 - zero_point)
+    return exact
 
 
 def _run(data, images):
@@ -602,7 +618,7 @@ def _ranges(plain, images):
         name, output = operator_name(model, operator), operator.outputs[0]
         inputs = [ranges[index] for index in operator.inputs if index in ranges]
         if name == "SOFTMAX":
-            ranges[output] = 0.0, 1.0
+            ranges[output] = 0.0, 255 / 256  # its scale is fixed
             continue
         if name == "SPLIT":
             ranges.update(dict.fromkeys(operator.outputs, inputs[0]))
@@ -614,7 +630,7 @@ def _ranges(plain, images):
         least = math.prod(widths) / 255 if name == "MUL" else max(widths) / 1000
         low, high = ranges[output]
         ranges[output] = low, max(high, low + least)
-    return ranges
+    return _exact(model, ranges)
 
 
 def _convolutions(int8, plain):
