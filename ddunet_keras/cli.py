@@ -17,7 +17,7 @@ import numpy as np
 from ddunet_keras import __version__
 from ddunet_keras.data.datasets import LAYOUTS, open_dataset
 from ddunet_keras.data.splits import PROTOCOLS, Split, make_split
-from ddunet_keras.files import DataError, atomic_path, write_json, write_text
+from ddunet_keras.files import DataError, atomic_path, silence, write_json, write_text
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, PRESETS, preset_file
 
@@ -71,14 +71,8 @@ def _start_keras():
     """Imports Keras without the lines that TensorFlow writes before it heeds its log level."""
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
         return
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+    with silence(2):
         import keras  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _progress(done_what):

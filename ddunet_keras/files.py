@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import threading
 import warnings
@@ -140,6 +141,33 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def silence(*descriptors):
+    """Sends what is written to these file descriptors (1: stdout, 2: stderr) nowhere.
+
+    Native code writes past Python's streams; what other threads print is lost for the time, too.
+    """
+    streams = (sys.stdout, sys.stderr)
+
+    def flush():
+        for stream in streams:
+            with contextlib.suppress(AttributeError, ValueError):  # closed, or none at all
+                stream.flush()
+
+    flush()
+    copies = [os.dup(descriptor) for descriptor in descriptors]
+    try:
+        with open(os.devnull, "w") as nowhere:
+            for descriptor in descriptors:
+                os.dup2(nowhere.fileno(), descriptor)
+        yield
+    finally:
+        flush()
+        for descriptor, copy in zip(descriptors, copies, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 def write_image(path, array) -> None:

@@ -13,7 +13,7 @@ from ai_edge_litert.interpreter import Interpreter, load_delegate
 from ai_edge_litert.schema_py_generated import TensorType
 
 from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite
-from ddunet_keras.files import DataError, first_line
+from ddunet_keras.files import DataError, first_line, silence
 from ddunet_keras.images import resize_image
 from ddunet_keras.sky import Segmentation, segment
 
@@ -119,7 +119,7 @@ class Segmenter:
         scale, zero_point = self._output["quantization"]
         if scale:
             values = (values.astype(np.float32) - zero_point) * np.float32(scale)
-        return _probabilities(values, self._kind, self.num_classes)
+        return as_probabilities(values, self._kind, self.num_classes)
 
     def segment(self, image, threshold=0.5, horizon=None, channel_order="rgb") -> Segmentation:
         """Finds the clouds in one photo, as `ddunet_keras.sky.segment` says."""
@@ -168,7 +168,17 @@ def _output_kind(model, graph):
     return _KINDS.get(last, "probability" if fixed else "logits"), output
 
 
-def _probabilities(values, kind, num_classes):
+def as_probabilities(values, kind, num_classes=2) -> np.ndarray:
+    """What a segmenter's outputs mean.
+
+    Args:
+        values: (..., n) of any type, dequantized.
+        kind: "probability", "logits" or "mask".
+        num_classes: n, or of a mask the number of classes in it.
+
+    Returns:
+        float32 (...), the probability of cloud, or (..., n) of each class; 0 and 1 of a mask.
+    """
     if kind == "mask" and num_classes > 2:
         return np.eye(num_classes, dtype=np.float32)[values[..., 0].astype(np.intp)]
     values = values.astype(np.float32, copy=False)
@@ -196,13 +206,5 @@ def _load_delegate(name):
 def _quiet():
     """Keeps what LiteRT's own code writes to stderr ("INFO: Created TensorFlow Lite XNNPACK...")
     from the user; its errors come as exceptions."""
-    with _STDERR:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        try:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    with _STDERR, silence(2):
+        yield

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddunet_keras.data.datasets import LAYOUTS, Dataset, Sample, open_dataset, swinyseg_augment
+from ddunet_keras.data.datasets import (
+    LAYOUTS,
+    Dataset,
+    Mixture,
+    Sample,
+    open_dataset,
+    swinyseg_augment,
+)
 from ddunet_keras.files import IGNORE, DataError
 
 HEIGHT, WIDTH = 12, 20
@@ -197,6 +204,21 @@ def test_lists_that_are_no_text(tmp_path):
     make(tmp_path, "swinyseg")
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
     refuse(tmp_path, "train.txt", "UTF-8")
+
+
+def test_a_mixture_finds_each_sample_in_its_own_data_set(tmp_path):
+    make(tmp_path / "a", "swinyseg")
+    make(tmp_path / "b", "wsiseg")
+    patches, skies = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b")
+    mixture = Mixture(patches, skies)
+    for index, dataset in enumerate((patches, skies)):
+        sample = dataset.samples[0]
+        for ours, own in zip(
+            mixture.load(mixture.find((index, sample.name))), dataset.load(sample), strict=True
+        ):
+            np.testing.assert_array_equal(ours, own)
+    with pytest.raises(DataError, match="no image named"):
+        mixture.find((1, patches.samples[0].name))
 
 
 def test_hyta_has_thin_and_thick_cloud(tmp_path):

@@ -357,6 +357,28 @@ def test_dmsc(size, dilation_rates, training):
     assert_reference(layer, x, lambda r: r.dmsc(x, dilation_rates), training)
 
 
+def test_the_range_penalty_counts_what_lies_beyond_6_in_training_alone():
+    layer = DMSC(4, dilation_rates=(2, 2))  # of equal branches the gate's sum is either
+    x = draw(2, 6, 8, 3)
+    layer(x)
+    gamma, beta = np.array([9, 1, 5, 7], "float32"), np.array([1, 0, 2, 3], "float32")
+    layer.branches[1].set_weights(layer.branches[0].get_weights())
+    for norm in layer.branch_norms:
+        norm.gamma.assign(gamma)
+        norm.beta.assign(beta)
+    layer(x, training=True)
+    assert not layer.losses
+    layer.range_penalty = 0.5
+    layer(x, training=False)
+    assert not layer.losses
+    mixed = np.array(layer.branches[0](layer.in_conv(x, training=True)))
+    mixed = (mixed - mixed.mean((0, 1, 2))) / np.sqrt(mixed.var((0, 1, 2)) + 1e-5) * gamma + beta
+    layer(x, training=True)
+    expected = 0.5 * np.mean(np.maximum(mixed - 6, 0) ** 2)
+    assert expected > 0.1
+    np.testing.assert_allclose(layer.losses[0], expected, rtol=1e-4)
+
+
 def test_the_gate_of_one_image_does_not_see_another():
     x = draw(2, 5, 6, 3)
     layer = randomized(DMSC(3), x.shape)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ddunet_keras import DDUNet, DataError, load_model, open_dataset, presets
+from ddunet_keras import DataError, DDUNet, load_model, open_dataset, presets
 from ddunet_keras.data.splits import Split
 from ddunet_keras.presets import DEFAULT, PRESETS, WEIGHTS, preset_file
 
@@ -38,7 +38,7 @@ def test_the_default_file_for_devices_is_there():
 
 
 def test_wrong_names_and_damaged_files_are_told(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="ddunet_c8.*Received: name='ddunet_c7'"):
+    with pytest.raises(ValueError, match="Received: name='ddunet_c7'"):
         DDUNet.from_preset("ddunet_c7")
     with pytest.raises(ValueError, match="'ddunet_c4' has no file of kind 'tflite'"):
         preset_file("ddunet_c4", "tflite")

@@ -45,6 +45,16 @@ def groups(dataset, names, protocol):
     return {(s.date, s.time if protocol == "capture" else None) for s in samples}
 
 
+def test_validation_images_may_be_trained_on_and_the_test_part_stays(tmp_path):
+    dataset = sky(tmp_path)
+    split = make_split(dataset, "date")
+    whole = split.with_validation()
+    whole.check(dataset)
+    assert (set(whole.train), whole.val) == ({*split.train, *split.val}, ())
+    assert (whole.test, whole.protocol, whole.seed) == (split.test, "date", 0)
+    assert "validation images, too" in whole.note
+
+
 @pytest.mark.parametrize("protocol", ["capture", "date"])
 @pytest.mark.parametrize("seed", range(5))
 def test_captures_and_dates_are_kept_apart_in_the_right_shares(tmp_path, protocol, seed):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -150,6 +151,24 @@ def test_initial_weights_are_where_training_starts(skies, finished, tmp_path):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(DataError, match="its weights do not fit this network"):
         train(skies, tmp_path / "b", epochs=1, **{**options, "base_channels": 4})
+
+
+def test_validation_images_and_another_data_set_are_trained_on_as_well(skies, tmp_path):
+    write_synthetic(tmp_path / "others", 9, image_size=(48, 32), seed=6)
+    other = open_dataset(tmp_path / "others")
+    names = [sample.name for sample in other]
+    part = Split("custom", 0, tuple(names[:8]), (), (names[8],), layout="folder")
+    also = [(tmp_path / "others", part)]
+    options = SMALL | {"batch_size": 2, "epochs": 1, "verbose": 0}
+    run = train(skies, tmp_path / "a", with_validation=True, also=also, **options)
+    split = make_split(open_dataset(skies))
+    assert run["last"]["iterations"] == (len(split.train) + len(split.val) + 8) // 2
+    assert run["settings"]["also"][0]["images"] == names[:8]
+    assert run["best"] == run["last"]
+    assert not any(key.startswith("val_") for key in run["last"])
+    assert Split.load(tmp_path / "a" / "split.json").test == split.test
+    with pytest.raises(DataError, match="made for layout"):
+        train(skies, tmp_path / "b", also=[(skies, replace(part, layout="hyta"))], **options)
 
 
 def test_mixed_precision_trains(skies, tmp_path):

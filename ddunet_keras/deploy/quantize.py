@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import sys
 import warnings
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.data.pipeline import Augmentation, Pipeline
-from ddunet_keras.files import DataError
+from ddunet_keras.files import DataError, silence
 from ddunet_keras.images import resize_image
 
 from .flatbuffer import constant, dtype_name, operator_name, read_tflite, write_tflite
@@ -40,30 +38,16 @@ _BINS = 4096
 
 @contextlib.contextmanager
 def quiet():
-    """Silences what the converter, LiteRT and TensorFlow say on the standard streams.
-
-    They write to the file descriptors of the whole process; Python's own output of other threads
-    is lost for the time, too.
-    """
+    """Silences what the converter, LiteRT and TensorFlow say on the standard streams."""
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
     levels = [logger.level for logger in loggers]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    with open(os.devnull, "w") as sink, warnings.catch_warnings():
+    with silence(1, 2), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
-            for descriptor in (1, 2):
-                os.dup2(sink.fileno(), descriptor)
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, descriptor)
-                os.close(copy)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 

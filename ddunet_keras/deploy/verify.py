@@ -26,6 +26,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.files import IGNORE, first_line
 from ddunet_keras.metrics import cloud_cover_errors, confusion, scores
+from ddunet_keras.runtime import as_probabilities
 from ddunet_keras.sky import cloud_cover
 
 from .flatbuffer import DTYPES, constant, operator_name, read_tflite, tensor_bytes, write_tflite
@@ -350,16 +351,8 @@ def probabilities(data, raw, output="probability") -> np.ndarray:
         raise ValueError(f"output must be one of {OUTPUTS}; received {output!r}")
     if output == "mask":
         return raw[..., 0].astype(np.int64)
-    model = read_tflite(data)
-    graph = model.subgraphs[0]
-    values = _dequantize(graph.tensors[graph.outputs[0]], raw)
-    if output == "logits":
-        if values.shape[-1] == 1:
-            values = 1 / (1 + np.exp(-values))
-        else:
-            values = np.exp(values - values.max(-1, keepdims=True))
-            values /= values.sum(-1, keepdims=True)
-    return values[..., 0] if values.shape[-1] == 1 else values
+    graph = read_tflite(data).subgraphs[0]
+    return as_probabilities(_dequantize(graph.tensors[graph.outputs[0]], raw), output)
 
 
 def _dequantize(tensor, values):
