@@ -15,6 +15,7 @@ from ai_edge_litert.schema_py_generated import TensorType
 from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite
 from ddunet_keras.files import DataError, first_line, silence
 from ddunet_keras.images import resize_image
+from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky import Segmentation, segment
 
 EDGETPU = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}
@@ -43,7 +44,7 @@ class Segmenter:
     Threads may share a Segmenter: they take turns. To have them run at once, give each its own.
 
     Args:
-        path: a `.tflite` file.
+        path: a `.tflite` file; by default the int8 one of the preset "ddunet_c8", 256x256.
         threads: threads of LiteRT; by default as many as there are cores.
         delegate: None, "edgetpu" (a file compiled for Coral's Edge TPU, with its runtime
             installed), or the path of another LiteRT delegate's library.
@@ -59,17 +60,17 @@ class Segmenter:
 
     Example:
 
-    >>> segmenter = Segmenter("ddunet_c8_256_cpu.tflite")  # doctest: +SKIP
-    >>> segmenter.segment(photo, horizon="auto").cloud_cover.percent  # doctest: +SKIP
-    43.7
+    >>> photo = np.zeros((60, 80, 3), "uint8")
+    >>> Segmenter().segment(photo).mask.shape
+    (60, 80)
     """
 
-    def __init__(self, path, threads=None, delegate=None):
+    def __init__(self, path=None, threads=None, delegate=None):
         if threads is None:
             threads = os.cpu_count() or 1
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(f"`threads` must be a positive integer. Received: threads={threads!r}")
-        self._path = path
+        self._path = path = preset_file(DEFAULT, "tflite") if path is None else path
         model = read_tflite(path)
         try:
             self._kind, self.num_classes = check_segmenter(model)

@@ -141,7 +141,10 @@ def test_version_and_module(capsys):
         "predict a.jpg --model MODEL --threshold 1.5",
         "predict a.jpg --model MODEL --horizon no/such/mask.png",
         "predict a.jpg --model MODEL --horizon circle:1,2",
-        "predict a.jpg",
+        "benchmark",
+        "ablate DATA",
+        "ablate DATA --out DIR --variants half",
+        "convert MODEL --size 96 --calibration DATA --also OTHER",
         "synthetic OUT --count 1.5",
         "synthetic OUT --size 8",
         "split DATA",
@@ -269,6 +272,26 @@ def test_predict_writes_mask_overlay_and_json(capsys, tmp_path, model_file, skie
     assert second["cloud_cover"]["percent"] == pytest.approx(100 * share)
     assert 0 <= second["cloud_cover"]["okta"] <= 8
     assert second["cloud_cover"]["valid_fraction"] == 1
+
+
+def test_predict_without_a_model_takes_the_package_s_own(tmp_path, skies):
+    code = "import sys; from ddunet_keras.cli import main; code = main(sys.argv[1:])\n"
+    code += f"print('loaded:', *sorted(set(sys.modules) & set({HEAVY!r}))); sys.exit(code)"
+    done = python(code, "predict", skies / "images", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {Path(record["model"]).name for record in found} == {"ddunet_c8_256.tflite"}
+    assert len(found) == 36
+
+
+def test_a_preset_is_named_in_place_of_a_file(capsys, skies):
+    code, printed, _ = ddunet(capsys, "evaluate", "ddunet_c4", skies, "--part", "all")
+    assert code == 0
+    assert "ddunet_c4.keras" in printed
+    result = ddunet(capsys, "evaluate", "ddunet_c9", skies, "--part", "all")
+    assert_one_line_error(result, "ddunet_c9", "no such file")
+    assert_one_line_error(ddunet(capsys, "benchmark", skies / "nowhere"), "nowhere")
 
 
 def test_predict_prints_json_and_heeds_the_horizon(capsys, tmp_path, model_file, skies):
