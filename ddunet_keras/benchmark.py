@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ddunet_keras import __version__
-from ddunet_keras.data.splits import Split, make_split
+from ddunet_keras.data.splits import Split, make_split, trained_on
 from ddunet_keras.evaluation import evaluate
 from ddunet_keras.files import DataError, write_json, write_text
 from ddunet_keras.presets import WEIGHTS
@@ -65,7 +65,7 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
         }
         shapes = sorted(int8) or [tuple(run["settings"]["image_size"])]
         for dataset in datasets:
-            names, protocol = _unseen(dataset, split, run)
+            names, protocol = _unseen(dataset, split, path.parent)
             if not names:
                 continue
             about = {
@@ -109,21 +109,16 @@ class _Timed:
         return round(1000 * statistics.median(self.seconds), 1)
 
 
-def _unseen(dataset, split, run):
-    """The images of a dataset that a run has not seen and may be scored on, and the protocol."""
+def _unseen(dataset, split, folder):
+    """The images of a dataset that a model may be scored on, and the protocol."""
     if dataset.layout == split.layout:
         split.check(dataset)
         return split.test, split.protocol
     if split.protocol == "paper":  # for Table I alone
         return (), None
-    seen = {
-        name
-        for other in run["settings"].get("also", ())
-        if other["layout"] == dataset.layout
-        for name in other["images"]
-    }
-    names = tuple(sample.name for sample in dataset if sample.name not in seen)
-    return names, f"{'the part not trained on' if seen else 'not trained on'}"
+    seen = trained_on(folder, dataset)
+    names = tuple(sample.name for sample in dataset if sample.source not in seen)
+    return names, "the part not trained on" if seen else "not trained on"
 
 
 def _row(group):

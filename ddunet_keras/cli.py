@@ -16,7 +16,7 @@ import numpy as np
 
 from ddunet_keras import __version__
 from ddunet_keras.data.datasets import LAYOUTS, open_dataset
-from ddunet_keras.data.splits import PROTOCOLS, Split, make_split
+from ddunet_keras.data.splits import PROTOCOLS, Split, make_split, trained_on
 from ddunet_keras.files import DataError, atomic_path, silence, write_json, write_text
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, PRESETS, preset_file
@@ -115,9 +115,9 @@ def _open_model(path, threads=None, delegate=None):
 
 
 def _split_beside(path):
-    """The split that a training left beside its model, and its file; None where there is none."""
+    """The split that a training left beside its model; None where there is none."""
     beside = path.parent / "split.json"
-    return (Split.load(beside) if beside.is_file() else None), beside
+    return Split.load(beside) if beside.is_file() else None
 
 
 def _choose_split(arguments, dataset, trained):
@@ -133,7 +133,7 @@ def _evaluate(arguments):
 
     model = _open_model(arguments.model)
     dataset = open_dataset(arguments.data, arguments.layout, model.num_classes)
-    trained, beside = _split_beside(arguments.model)
+    trained = _split_beside(arguments.model)
     about = {"model": str(arguments.model), "data": str(arguments.data), "part": arguments.part}
     if arguments.part == "all":
         names, about["protocol"] = [sample.name for sample in dataset], "none"
@@ -148,17 +148,14 @@ def _evaluate(arguments):
             raise DataError(f"--part {arguments.part}: empty in protocol {split.protocol!r}")
         about |= {"protocol": split.protocol, "seed": split.seed, "note": split.note}
     about["trained_on"] = "unknown"
-    if trained is not None:
-        try:
-            seen = {dataset.find(name).source for name in trained.train}
-        except DataError:  # names of another data set
-            seen = set()
+    seen = trained_on(arguments.model.parent, dataset)
+    if seen is not None:
         about["trained_on"] = count = sum(dataset.find(name).source in seen for name in names)
         if count and arguments.part != "train":
             _say(
                 "warning",
                 f"the model was trained on {count} of these {len(names)} images, or on "
-                f"augmentations of them; see {beside}",
+                f"augmentations of them; see {arguments.model.parent / 'split.json'}",
             )
     settings = {"threshold": arguments.threshold, "progress": _progress("scored")}
     result = evaluate(model.predict_probabilities, dataset, names, **settings, **about)
@@ -233,7 +230,7 @@ def _convert(arguments):
         paths = find_photos([arguments.calibration]).values()
         photos = plain_photos(paths, size, **draw)
     else:
-        split = _choose_split(arguments, dataset, _split_beside(arguments.model)[0])
+        split = _choose_split(arguments, dataset, _split_beside(arguments.model))
         others = [(open_dataset(folder), Split.load(split)) for folder, split in arguments.also]
         photos = labelled_photos(dataset, split, size, also=others, **draw)
     name = f"{arguments.model.stem}_{'x'.join(map(str, size))}_{target}.tflite"

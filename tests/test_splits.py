@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ddunet_keras.data.datasets import Dataset, Sample, open_dataset
-from ddunet_keras.data.splits import PROTOCOLS, Split, make_split
+from ddunet_keras.data.splits import PROTOCOLS, Split, make_split, trained_on
 from ddunet_keras.files import DataError
 
 PARTS = ("train", "val", "test")
@@ -43,6 +43,24 @@ def parts(split):
 def groups(dataset, names, protocol):
     samples = map(dataset.find, names)
     return {(s.date, s.time if protocol == "capture" else None) for s in samples}
+
+
+def test_what_a_model_was_trained_on_is_read_beside_it(tmp_path):
+    captures = [("20140101", "120000", False, 9)]
+    dataset = dataset_of(tmp_path / "data", captures, augmentations=1)
+    assert trained_on(tmp_path, dataset) is None
+    split = Split("custom", 0, ("d0001_1", "d0002"), (), ("d0003",), layout="swinyseg")
+    split.save(tmp_path / "split.json")
+    assert trained_on(tmp_path, dataset) == {"d0001", "d0002"}
+    also = [{"layout": "swinyseg", "images": ["d0004"]}, {"layout": "hyta", "images": ["B1"]}]
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"also": also}}))
+    assert trained_on(tmp_path, dataset) == {"d0001", "d0002", "d0004"}
+    assert trained_on(tmp_path, replace(dataset, layout="wsiseg")) == set()
+    replace(split, train=("d7777",)).save(tmp_path / "split.json")
+    assert trained_on(tmp_path, dataset) == set()
+    (tmp_path / "run.json").write_text("[1")
+    with pytest.raises(DataError, match="not a readable run"):
+        trained_on(tmp_path, dataset)
 
 
 def test_validation_images_may_be_trained_on_and_the_test_part_stays(tmp_path):

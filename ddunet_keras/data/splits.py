@@ -136,6 +136,38 @@ class Split:
             raise DataError(f"{path}: {error}") from None
 
 
+def trained_on(folder, dataset: Dataset) -> set[str] | None:
+    """Sources of a dataset's images that the model in a folder of `ddunet train` has seen.
+
+    Args:
+        folder: with `split.json`, and `run.json`, which names what was trained on as well.
+        dataset: where its layout is not that of the training, only the latter counts.
+
+    Returns:
+        Names of images, those of augmentations by what they were made from; None where there is no
+        `split.json`.
+
+    Raises:
+        DataError: one of the files is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "split.json").is_file():
+        return None
+    split, run = Split.load(folder / "split.json"), folder / "run.json"
+    names = [*split.train] if split.layout in ("", dataset.layout) else []
+    if run.is_file():
+        try:
+            settings = json.loads(run.read_text(encoding="utf-8"))["settings"]
+            for other in settings.get("also", ()):
+                names += other["images"] if other["layout"] == dataset.layout else []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise DataError(f"{run}: not a readable run") from None
+    try:
+        return {dataset.find(name).source for name in names}
+    except DataError:  # names of another data set of this layout
+        return set()
+
+
 def make_split(dataset: Dataset, protocol: str = "date", seed: int = 0) -> Split:
     """Divides a dataset.
 
