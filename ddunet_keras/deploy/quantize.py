@@ -518,30 +518,46 @@ def _quantize(plain, ranges, io):
 def _exact(model, ranges):
     """The ranges a little wider, so that every kernel rounds alike.
 
-    A scale gets 12 binary digits: products of two are exact in float32. TFLM divides the product of
-    the inputs' scales by the output's in double precision, LiteRT in single, and a last bit tips
-    values that lie halfway. So the output of a product gets the scale of its first input, or 1,
-    times a power of two: then the quotient is exact, too.
+    TFLM divides the product of the inputs' scales by the output's in double precision, LiteRT in
+    single, and a last bit tips values that lie halfway. Scales of 12 binary digits have products
+    that are exact in float32; the quotient is exact, too, where the first input's scale is the
+    output's times a number of 4 digits, which costs it some percent of its resolution, or, where
+    that input is not a convolution's for this product alone, where the output's is that of the
+    input, or 1, times a power of two.
     """
     graph = model.subgraphs[0]
-    products = {
-        operator.outputs[0]: operator.inputs[0]
+    products = [
+        (operator.inputs[0], operator.outputs[0])
         for operator in graph.operators
         if operator_name(model, operator) in ("MUL", "BATCH_MATMUL")
+    ]
+    used = [index for operator in graph.operators for index in operator.inputs]
+    free = {
+        operator.outputs[0]
+        for operator in graph.operators
+        if operator_name(model, operator).endswith("CONV_2D")
+        and used.count(operator.outputs[0]) == 1
     }
-    scales, exact = {}, {}
-    for index, (low, high) in sorted(ranges.items(), key=lambda item: item[0] in products):
-        scale = (high - low) / 255
-        if index in products:
-            units = 1.0, scales.get(products[index], 1.0)
-            scale = min(unit * 2.0 ** math.ceil(math.log2(scale / unit)) for unit in units)
+    widths = {index: (high - low) / 255 for index, (low, high) in ranges.items()}
+    scales = {index: _digits(width, 12) for index, width in widths.items()}
+    for source, output in products:
+        if source in free:
+            scales[output] = _digits(widths[output], 8)
+            scales[source] = scales[output] * _digits(widths[source] / scales[output], 4)
         else:
-            mantissa, exponent = math.frexp(scale)
-            scale = math.ldexp(math.ceil(mantissa * 4096) / 4096, exponent)
-        scales[index] = scale
-        zero_point = min(127, max(-128, round(-128 - low / scale)))
-        exact[index] = scale * (-128 - zero_point), scale * (127 - zero_point)
+            units = 1.0, scales.get(source, 1.0)
+            scales[output] = min(unit * _digits(widths[output] / unit, 1) for unit in units)
+    exact = {}
+    for index, (low, _) in ranges.items():
+        zero_point = min(127, max(-128, round(-128 - low / scales[index])))
+        exact[index] = tuple(scales[index] * (end - zero_point) for end in (-128, 127))
     return exact
+
+
+def _digits(value, count):
+    """The least number of so many binary digits that is not below a positive value."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.ceil(mantissa * 2**count) / 2**count, exponent)
 
 
 def _run(data, images):
