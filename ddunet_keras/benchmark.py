@@ -59,7 +59,7 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
         split = Split.load(path.parent / "split.json")
         int8 = {
             segmenter.image_shape[:2]: (file, segmenter)
-            for file in sorted(Path(files).glob(f"{name}_*.tflite"))
+            for file in sorted(Path(files).glob(f"{name}_[0-9]*.tflite"))
             for segmenter in [Segmenter(file, threads=1)]
             if not sizes or segmenter.image_shape[0] in sizes
         }

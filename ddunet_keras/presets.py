@@ -14,9 +14,9 @@ PRESETS = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "5ee8cb20eec311491feb89fd6011250ee7c581307989df28a602eaa50c7cb62e",
+        "sha256": "c0b64883f51101b005ba737437d9812e25253680b9d74cb9302e9ff61c06edf7",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "",
+        "tflite_sha256": "5785c3ce9866620cc9f4df950b93bc07f3e70c95bda3ce0cfd1a86eb8e26be30",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",

@@ -35,6 +35,8 @@ def shipped(skies, tmp_path_factory):
     photos = labelled_photos(dataset, split, SIZE, count=4, verify=1)
     (root / "files").mkdir()
     (root / "files" / "small_32.tflite").write_bytes(quantize(model, SIZE, photos.calibration))
+    # a model's file whose name begins alike
+    shutil.copy(root / "files" / "small_32.tflite", root / "files" / "small_paper_32.tflite")
     return root / "weights", root / "files"
 
 
