@@ -9,7 +9,7 @@ from tiny_tflite import tiny_tflite
 
 from ddunet_keras import DDUNet, cli, read_image
 from ddunet_keras.data.datasets import open_dataset
-from ddunet_keras.data.splits import make_split
+from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.data.synthetic import write_synthetic
 from ddunet_keras.deploy import convert as module
 from ddunet_keras.deploy import quantize, verify
@@ -51,6 +51,25 @@ def file(tmp_path_factory, model):
     path = tmp_path_factory.mktemp("model") / "small.keras"
     model.save(path)
     return path
+
+
+def test_calibration_takes_a_quarter_more_from_another_data_set(skies, tmp_path):
+    dataset = open_dataset(skies)
+    split = make_split(dataset)
+    other = open_dataset(write_synthetic(tmp_path / "others", 6, SIZE, seed=5))
+    names = tuple(sample.name for sample in other)
+    part = Split("custom", 0, names[:3], (), names[3:])
+    photos = labelled_photos(dataset, split, SIZE, count=8, verify=2, also=[(other, part)])
+    assert len(photos.calibration) == 8 + 2
+    seen = {image.tobytes() for image in photos.calibration}
+    own = labelled_photos(dataset, split, SIZE, count=8, verify=2)
+    trained = {other.load(other.find(name))[0].tobytes() for name in names[:3]}
+    assert {image.tobytes() for image in own.calibration} < seen
+    assert len(seen & trained) == 2
+    np.testing.assert_array_equal(photos.test, own.test)
+    assert "others" in photos.about["data"]
+    with pytest.raises(DataError, match="no image named"):
+        labelled_photos(dataset, split, SIZE, also=[(other, split)])
 
 
 def test_calibration_sees_the_training_part_alone(skies):
