@@ -165,3 +165,24 @@ def test_plots_leave_pyplot_alone(tmp_path):
     code = "import sys, ddunet_keras.plots; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_benchmark_draws_each_model_and_data_set_in_its_colour(tmp_path):
+    def row(model, size, group, accuracy, **costs):
+        about = {"model": model, "data": "skies", "protocol": "date", "size": [size, size]}
+        return about | {"group": group, "accuracy": accuracy, "file": f"{model}_{size}"} | costs
+
+    rows = [
+        row(model, size, group, 0.9, arena=9000 * size, milliseconds=size / 10)
+        for model in ("c4", "c8")
+        for size in (96, 256)
+        for group in ("day", "day+night")
+    ]
+    plots.plot_benchmark(rows, tmp_path / "a.png")
+    picture = pixels(tmp_path / "a.png")
+    assert has_color(picture, plots.BLUE)
+    assert has_color(picture, plots.ORANGE)
+    assert not has_color(picture, plots.GREEN)
+    with pytest.raises(ValueError, match="no row has an arena"):
+        plots.plot_benchmark([{"model": "c4", "group": "day"}], tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
