@@ -21,7 +21,7 @@ PRESETS = {
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
         "weights": "ddunet_c4/ddunet_c4.keras",
-        "sha256": "558db6ed3df6016d13e661018c0138061e832758ee4dc4a8f70db23a6f738a1c",
+        "sha256": "d209e57fe56d4d03479848a59538a847c2f3b61fae38f468c1e8616f211cc853",
     },
 }
 """Name -> what it is, and its files below `WEIGHTS`. They are for non-commercial use: their data,
