@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ddunet_keras.files import IGNORE, DataError, atomic_path
 
@@ -257,7 +258,11 @@ def plot_benchmark(rows, path) -> None:
                     row["size"][0], (cost, score), (0, 5), textcoords="offset points", fontsize=8
                 )
     for axes, label in zip(pair, ("TFLM arena, KiB", "ms a photo, one thread"), strict=True):
-        _panel(axes, "int8 files by input size in pixels", label, "accuracy, %, image mean")
+        _panel(axes, "", label, "accuracy, %, image mean")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*pair[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle("int8 files by input size in pixels")
     _save(figure, path)
