@@ -174,10 +174,13 @@ def _benchmark(arguments):
     result = benchmark(datasets, sizes=arguments.sizes, progress=_log)
     text, out = benchmark_markdown(result), arguments.out
     print(text)
-    plot_benchmark(result["rows"], out / "benchmark.png")
     write_json(out / "benchmark.json", result)
     write_text(out / "benchmark.md", text)
-    print(f"wrote {out}: benchmark.json, benchmark.md, benchmark.png")
+    if any(row.get("arena") for row in result["rows"]):
+        plot_benchmark(result["rows"], out / "benchmark.png")
+    else:
+        _say("warning", "no int8 file, so no picture: they are in tflite/models of a clone")
+    print(f"wrote {out}: benchmark.json, benchmark.md")
 
 
 def _ablate(arguments):
@@ -402,9 +405,20 @@ def _parser():
     def threshold(option):
         option("--threshold", type=_threshold, default=0.5, metavar="P", help="cloud from here on")
 
+    def also(option, what):
+        option(
+            "--also",
+            nargs=2,
+            action="append",
+            default=[],
+            metavar=("DATA", "SPLIT"),
+            help=f"{what} on the training part of another data set, too; may be repeated",
+        )
+
     protocols = "paper (leaks, for Table I), capture (no photo is shared), date (no day is shared)"
 
-    model = f"a .keras or .tflite file, such as RUN/best.keras, or {' or '.join(PRESETS)}"
+    presets = " or ".join(PRESETS)
+    model = f"a .keras or .tflite file, such as RUN/best.keras, or {presets}"
 
     option = command(_train, "train DDUNet on a data set")
     data(option)
@@ -412,14 +426,7 @@ def _parser():
     option("--protocol", choices=PROTOCOLS, default="date", help=protocols)
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
     option("--with-validation", action="store_true", help="train on the validation part, too")
-    option(
-        "--also",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("DATA", "SPLIT"),
-        help="train on the training part of another data set, too; may be repeated",
-    )
+    also(option, "train")
     option("--recipe", choices=RECIPES, default="default", help="loss, optimizer and augmentation")
     option("--variant", choices=VARIANTS, default="full", help="of the network")
     option("--base-channels", type=_positive, default=8, metavar="N", help="width of the network")
@@ -431,7 +438,7 @@ def _parser():
         "--initial-weights",
         type=_model,
         metavar="FILE|PRESET",
-        help=f".keras, .pdparams or {' or '.join(PRESETS)}, to start from",
+        help=f".keras, .pdparams or {presets}, to start from",
     )
     option("--resume", action="store_true", help="continue an interrupted run in RUN")
     option("--deterministic", action="store_true", help="the same bits each time, slower")
@@ -464,19 +471,12 @@ def _parser():
     option("--json", action="store_true", help="print one JSON object a photo")
 
     option = command(_convert, "make a verified int8 .tflite of a trained model")
-    option("model", type=_model, metavar="MODEL", help=model)
+    option("model", type=_model, metavar="MODEL", help=f"a .keras file or {presets}")
     option("--size", type=_size(16), required=True, metavar="H,W", help="of the file's input")
     option("--target", choices=TARGETS, default="tflm", help="device that the file is for")
     help = "data set that the model was trained on, or a folder of photos (without masks)"
     option("--calibration", type=Path, required=True, metavar="DATA", help=help)
-    option(
-        "--also",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("DATA", "SPLIT"),
-        help="calibrate on the training part of another data set, too; may be repeated",
-    )
+    also(option, "calibrate")
     option("--layout", choices=LAYOUTS, help="of DATA (default: found by looking)")
     option("--protocol", choices=PROTOCOLS, help=f"{protocols} (default: RUN's or date)")
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
