@@ -14,7 +14,7 @@ import numpy as np
 
 from ddunet_keras import __version__
 from ddunet_keras.data.splits import Split, make_split, trained_on
-from ddunet_keras.evaluation import evaluate
+from ddunet_keras.evaluation import evaluate, markdown_table
 from ddunet_keras.files import DataError, write_json, write_text
 from ddunet_keras.presets import WEIGHTS
 
@@ -64,10 +64,13 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
             if not sizes or segmenter.image_shape[0] in sizes
         }
         shapes = sorted(int8) or [tuple(run["settings"]["image_size"])]
-        for dataset in datasets:
-            names, protocol = _unseen(dataset, split, path.parent)
-            if not names:
-                continue
+        places = [(dataset, *_unseen(dataset, split, path.parent)) for dataset in datasets]
+        places = [place for place in places if place[1]]
+        if not places:
+            continue
+        model = load_model(path.parent / f"{name}.keras")
+        floats = {shape: model.resized((*shape, 3)) for shape in shapes}
+        for dataset, names, protocol in places:
             about = {
                 "model": name,
                 "variant": run["settings"]["variant"],
@@ -75,9 +78,8 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
                 "protocol": protocol,
                 "data": dataset.root.name,
             }
-            model = load_model(path.parent / f"{name}.keras")
             for shape in shapes:
-                forms = {"float32": (None, model.resized((*shape, 3)))}
+                forms = {"float32": (None, floats[shape])}
                 forms |= {"int8": int8[shape]} if shape in int8 else {}
                 for dtype, (file, predictor) in forms.items():
                     say(f"{name}, {protocol}, {dataset.root.name}, {shape}, {dtype}")
@@ -157,11 +159,6 @@ def _percent(value, digits=1):
     return f"{100 * value:.{digits}f}"
 
 
-def _table(header, rows):
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def _head(title, about):
     commit = f", commit {about['commit'][:12]}" if about["commit"] else ""
     return [f"# {title}", f"`{about['command']}`, version {about['ddunet_keras']}{commit}."]
@@ -194,7 +191,7 @@ def benchmark_markdown(result) -> str:
                 + [row["images"], *map(_percent, scores), f"{row['cover_error']:.1f}"]
                 + [_percent(row["within_1_okta"]), *deltas]
             )
-        parts += [f"## {place[0]}, protocol: {place[1]}", _table(header, lines)]
+        parts += [f"## {place[0]}, protocol: {place[1]}", "\n".join(markdown_table(header, lines))]
     costs = {row["file"]: row for row in result["rows"] if "file" in row}
     if costs:
         lines = [
@@ -203,7 +200,7 @@ def benchmark_markdown(result) -> str:
             for file, row in costs.items()
         ]
         header = ("File", "kB", "TFLM arena, KiB", "ms a photo, one thread here")
-        parts += ["## The int8 files", _table(header, lines)]
+        parts += ["## The int8 files", "\n".join(markdown_table(header, lines))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -309,7 +306,7 @@ def ablation_markdown(result) -> str:
             error = len(differences) ** 0.5
             cells.append(_spread(differences, "+.1f", error) if any(differences) else "")
             lines.append([key[1], key[0], f"{mine[0]['parameters']:,}", len(mine), *cells])
-        parts += [f"## Protocol {protocol}", _table(header, lines)]
+        parts += [f"## Protocol {protocol}", "\n".join(markdown_table(header, lines))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -95,7 +95,7 @@ class Evaluation:
                 [name, group["images"], *(_text(group[kind][key]) for key in keys)]
                 for name, group in self.groups.items()
             ]
-            lines += ["", f"## {title}", "", *_table(header, rows)]
+            lines += ["", f"## {title}", "", *markdown_table(header, rows)]
             if kind == "image_mean":
                 lines += ["", "F is the harmonic mean of mean precision and mean recall."]
 
@@ -114,7 +114,7 @@ class Evaluation:
             for name, group in self.groups.items()
         ]
         lines += ["", "## Cloud cover of whole images, and areas under the pooled curves", ""]
-        return "\n".join([*lines, *_table(header, rows)]) + "\n"
+        return "\n".join([*lines, *markdown_table(header, rows)]) + "\n"
 
     def save(self, folder) -> None:
         """Writes evaluation.json, evaluation.md, per_image.csv, curves.png and sheet.png."""
@@ -156,7 +156,8 @@ def _text(value, pattern="{:.3f}"):
     return pattern.format(value) if np.isfinite(value) else "n/a"
 
 
-def _table(header, rows):
+def markdown_table(header, rows) -> list[str]:
+    """Lines of a Markdown table: the first column to the left, the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 

@@ -200,6 +200,8 @@ class DDUNet(keras.Model):
         90447
         """
         model = load_model(preset_file(name))
+        if deep_supervision and image_shape is None:
+            return model
         return model.resized(image_shape or model.image_shape, deep_supervision)
 
     def resized(self, image_shape, deep_supervision=False) -> DDUNet:

@@ -101,10 +101,9 @@ def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0, also=
     for other, part in also:
         part.check(other)
         calibration.append(calibration_images(other, part, size, -(-count // 4), seed))
-    # mixed evenly, as some steps use the first or every k-th
     calibration = np.concatenate(calibration)
-    order = np.random.default_rng(seed).permutation(len(calibration))
-    calibration = calibration[order] if also else calibration
+    if also:  # mixed evenly, as some steps use the first or every k-th
+        calibration = np.random.default_rng(seed).permutation(calibration)
     about = {
         "data": ", ".join([dataset.root.name, *(other.root.name for other, _ in also)]),
         "protocol": split.protocol,
