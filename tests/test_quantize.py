@@ -97,6 +97,31 @@ def test_kernels_agree_on_the_scale_of_every_product(head, photos):
     assert found >= (21 if head == "matmul" else 29)
 
 
+def test_a_file_for_the_cpu_has_what_xnnpack_is_fast_with(photos):
+    """No RELU of its own, and a matrix product whose right side has the zero point 0."""
+    data = quantize(network(), SIZE, photos, head="matmul")
+    raw, *_ = run(data, photos.astype("int16") - 128)
+    assert np.abs((raw + 128.0) / 256 - truth(photos)).mean() < 0.01
+    model = read_tflite(data)
+    graph = model.subgraphs[0]
+    operators = {operator_name(model, operator): operator for operator in graph.operators}
+    assert "RELU" not in operators
+    matrix = graph.tensors[operators["BATCH_MATMUL"].inputs[1]]
+    assert matrix.quantization.zeroPoint == [0]
+
+
+@pytest.mark.parametrize("output, width", [("probability", 12.48), ("mask", 2.0)])
+def test_the_head_has_no_steps_for_what_the_output_does_not_show(output, width, photos):
+    model = read_tflite(quantize(network(), SIZE, photos, output=output))
+    graph = model.subgraphs[0]
+    makers = {operator.outputs[0]: operator for operator in graph.operators}
+    last = graph.operators[-1]
+    while operator_name(model, last) != "ADD":
+        last = makers[last.inputs[0]]
+    total, bias = (255 * graph.tensors[i].quantization.scale[0] for i in last.inputs)
+    assert total <= 1.01 * (width + bias)
+
+
 @pytest.mark.parametrize("io", ["uint8", "float32"])
 def test_io_gives_the_same_values(io, int8, photos):
     data = quantize(network(), SIZE, photos, io=io)

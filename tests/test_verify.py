@@ -284,6 +284,23 @@ def test_a_scale_that_xnnpack_refuses_is_caught_and_named(files):
     assert check.passed is False and "; first operator 6 (CONV_2D)" in check.detail
 
 
+@pytest.mark.parametrize("far, passed", [(2, True), (3, False)])
+def test_xnnpack_may_be_further_from_the_reference_in_one_image_of_twenty(
+    far, passed, files, monkeypatch
+):
+    images = photos(40)[0]
+
+    def litert(data, images, reference):
+        outputs = np.zeros((len(images), 4, 4, 1), np.int8)
+        outputs[: 0 if reference else far] = 9
+        return outputs
+
+    monkeypatch.setattr(module, "_litert", litert)
+    check = named(verify(files[0], images), "XNNPACK")
+    assert check.passed is passed
+    assert "most in image 0: 9" in check.detail
+
+
 def test_a_negated_weight_is_caught_by_agreement_and_scores(files):
     data, _, predictor = files
 
