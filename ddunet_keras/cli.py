@@ -369,6 +369,7 @@ _seed = _number(int, 0, 2**32 - 1, "an integer from 0 to 2**32 - 1")
 _classes = _number(int, 2, 255, "an integer from 2 to 255")
 _count = _number(int, 0, 10**9, "0 or a positive integer")
 _share = _number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1")
+_rate = _number(float, 1e-9, 1, "a number above 0, up to 1")
 _values = _number(int, 2, 256, "an integer from 2 to 256")
 _threshold = _number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1")
 
@@ -433,6 +434,7 @@ def _parser():
     option("--image-size", type=_size(16), metavar="H,W", help="training size (default: recipe's)")
     option("--epochs", type=_positive, metavar="N", help="(default: the recipe's)")
     option("--batch-size", type=_positive, metavar="N", help="(default: the recipe's)")
+    option("--learning-rate", type=_rate, metavar="R", help="the highest (default: the recipe's)")
     seed(option)
     option(
         "--initial-weights",

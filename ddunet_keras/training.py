@@ -6,7 +6,7 @@ import csv
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import keras
@@ -236,6 +236,7 @@ def train(
     image_size=None,
     epochs=None,
     batch_size=None,
+    learning_rate=None,
     seed=0,
     resume=False,
     deterministic=False,
@@ -261,7 +262,8 @@ def train(
         protocol, seed: of `make_split`; `seed` also of initialization, shuffling and augmentation.
         recipe: a name in `RECIPES`, or a `Recipe`.
         variant, base_channels, num_classes: of `DDUNet`.
-        image_size, epochs, batch_size: instead of the recipe's. An int means a square.
+        image_size, epochs, batch_size, learning_rate: instead of the recipe's. An int means a
+            square; a low rate, such as 1e-3, suits a network that is trained already.
         resume: go on with what `out` holds; the other arguments must be as they were.
         deterministic: let TensorFlow use only operations that give the same bits in every run.
         mixed_precision: True for "mixed_float16", or a policy's name.
@@ -284,6 +286,7 @@ def train(
         raise ValueError(f"`recipe` must be one of {tuple(RECIPES)}. Received: recipe={recipe!r}")
     out, name = Path(out), recipe if isinstance(recipe, str) else "custom"
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    recipe = replace(recipe, learning_rate=learning_rate or recipe.learning_rate)
     size = recipe.image_size if image_size is None else image_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size

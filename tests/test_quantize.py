@@ -122,6 +122,25 @@ def test_the_head_has_no_steps_for_what_the_output_does_not_show(output, width, 
     assert total <= 1.01 * (width + bias)
 
 
+def test_threshold_is_moved_to_where_it_lies_in_float(int8, photos):
+    plain = float_model(network(), SIZE)
+    model = read_tflite(int8)
+    (sums,) = [
+        operator
+        for operator in model.subgraphs[0].operators
+        if operator_name(model, operator) == "CONV_2D"
+        and (model.subgraphs[0].tensors[operator.outputs[0]].name or b"").find(b"head_1_sum") >= 0
+    ]
+    module._shift_bias(model, sums, -0.2 * np.ptp(truth(photos, "logits")))
+    moved = write_tflite(model)
+    errors = []
+    for data in (int8, moved, module._center_threshold(moved, plain, photos)):
+        raw, *_ = run(data, photos.astype("int16") - 128)
+        errors.append(((raw + 128.0) / 256 - truth(photos)).mean())
+    assert errors[1] < -0.03
+    assert abs(errors[0]) < 0.01 and abs(errors[2]) < 0.01
+
+
 @pytest.mark.parametrize("io", ["uint8", "float32"])
 def test_io_gives_the_same_values(io, int8, photos):
     data = quantize(network(), SIZE, photos, io=io)

@@ -171,6 +171,13 @@ def test_validation_images_and_another_data_set_are_trained_on_as_well(skies, tm
         train(skies, tmp_path / "b", also=[(skies, replace(part, layout="hyta"))], **options)
 
 
+def test_learning_rate_instead_of_the_recipes(skies, tmp_path):
+    train(skies, tmp_path / "run", epochs=2, learning_rate=1e-5, verbose=0, **SMALL)
+    # warmed up after the first epoch, and zero after the last
+    rates = [float(row["learning_rate"]) for row in rows(tmp_path / "run")]
+    assert rates == pytest.approx([1e-5, 0.0])
+
+
 def test_mixed_precision_trains(skies, tmp_path):
     run = train(skies, tmp_path / "run", epochs=1, mixed_precision=True, verbose=0, **SMALL)
     assert np.isfinite(run["last"]["loss"])

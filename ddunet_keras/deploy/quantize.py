@@ -1,10 +1,11 @@
 """From the deploy graph to flatbuffers: float32, float16, and int8 after or with training.
 
-Post-training quantization is done in four steps, each of which was measured to lower the error of
+Post-training quantization is done in five steps, each of which was measured to lower the error of
 the mask: channels are equalized (`graph.equalization`), the range of each map is cut at its
 quantiles, weights are rounded so that their errors cancel on the calibration images (GPTQ, Frantar
-et al., ICLR 2023), and biases take up the mean error that is left (Nagel et al., ICCV 2019, section
-4.2). TensorFlow's converter does the rest.
+et al., ICLR 2023), biases take up the mean error that is left (Nagel et al., ICCV 2019, section
+4.2), and the threshold of the mask is moved to where it lies in float. TensorFlow's converter does
+the rest.
 """
 
 from __future__ import annotations
@@ -124,8 +125,9 @@ def quantize(model, size, images, *, head="multiply", output="probability", io="
     check_graph(model, size, head, scales)
     plain = _convert(build_graph(model, size, head=head, output=output, scales=scales))
     data = _quantize(plain, _ranges(plain, images), io)
-    data = _round_weights(data, plain, _some(images, 32))
-    return _finish(_correct_biases(data, plain, _some(images, 32)), head)
+    some = _some(images, 32)
+    data = _correct_biases(_round_weights(data, plain, some), plain, some)
+    return _finish(data, plain, some, head)
 
 
 def train_quantized(
@@ -220,7 +222,8 @@ def train_quantized(
         data = _round_weights(_quantize(plain, ranges, io), plain, _some(images, 32))
         data = _correct_biases(data, plain, _some(images, 32))
     keep = bool(prune or cluster)
-    return _finish(_rounded(student, data, named, keep, teacher, pipeline, keywords), head)
+    data = _rounded(student, data, named, keep, teacher, pipeline, keywords)
+    return _finish(data, plain, _some(images, 32), head)
 
 
 def _kernels(network):
@@ -765,8 +768,8 @@ def _correct_biases(data, plain, images, steps=12):
     return write_tflite(int8)
 
 
-def _finish(data, head):
-    data = _center_threshold(data)
+def _finish(data, plain, images, head):
+    data = _center_threshold(data, plain, images)
     return _fuse_activations(data) if head == "matmul" else data
 
 
@@ -796,19 +799,29 @@ def _fuse_activations(data):
     return write_tflite(model)
 
 
-def _center_threshold(data):
-    """Lowers the logits of two classes by half a step of theirs.
+def _center_threshold(data, plain, images):
+    """Shifts the logits of two classes so that their threshold, zero, lies where it does in float.
 
-    Rounding to the nearest would take what lies up to half a step below the threshold for cloud.
+    What the kernels round adds up to a mean error, and rounding to the nearest takes what lies up
+    to half a step below the threshold for cloud.
     """
-    model = read_tflite(data)
+    model, original = read_tflite(data), read_tflite(plain)
     graph = model.subgraphs[0]
     makers = {operator.outputs[0]: operator for operator in graph.operators}
+    twins = {operator_name(original, op): op.inputs[0] for op in original.subgraphs[0].operators}
     for operator in graph.operators:
-        if operator_name(model, operator) in _LOGITS:
-            logits = operator.inputs[0]
-            maker = makers[logits]
-            if operator_name(model, maker) == "ADD":  # of the dynamic head's sum and bias
-                maker = makers[maker.inputs[0]]
-            _shift_bias(model, maker, -graph.tensors[logits].quantization.scale[0] / 2)
+        name, logits = operator_name(model, operator), operator.inputs[0]
+        if name not in _LOGITS:
+            continue
+        quantization, errors = graph.tensors[logits].quantization, []
+        step, zero = quantization.scale[0], quantization.zeroPoint[0]
+        for value, truth in zip(_run(data, images), _run(plain, images), strict=True):
+            expected = truth(twins[name])
+            near = np.abs(expected) < 0.7  # there neither is cut off
+            errors.append((step * (value(logits).astype("float32") - zero) - expected)[near])
+        errors = np.concatenate(errors)
+        maker = makers[logits]
+        if operator_name(model, maker) == "ADD":  # of the dynamic head's sum and bias
+            maker = makers[maker.inputs[0]]
+        _shift_bias(model, maker, -step / 2 - (errors.mean() if errors.size else 0))
     return write_tflite(model)
