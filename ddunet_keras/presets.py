@@ -14,9 +14,9 @@ PRESETS = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "c0b64883f51101b005ba737437d9812e25253680b9d74cb9302e9ff61c06edf7",
+        "sha256": "e5a77060c7c60995d23e26c59903d24dd7cf9e873a7217a9a71181628f77eee9",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "5785c3ce9866620cc9f4df950b93bc07f3e70c95bda3ce0cfd1a86eb8e26be30",
+        "tflite_sha256": "44ea289f728de83a402066bd7eaab24bca393a4afa217228d512ac2d1bae53e5",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
