@@ -548,7 +548,9 @@ def _exact(model, ranges):
         if operator_name(model, operator) == "BATCH_MATMUL"
     }
     matrices |= {  # and what is reshaped into one
-        operator.inputs[0] for operator in graph.operators if operator.outputs[0] in matrices
+        operator.inputs[0]
+        for operator in graph.operators
+        if operator_name(model, operator) == "RESHAPE" and operator.outputs[0] in matrices
     }
     for index in matrices:
         bound = max(map(abs, ranges[index]))
