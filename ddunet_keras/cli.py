@@ -23,7 +23,7 @@ from ddunet_keras.presets import DEFAULT, PRESETS, preset_file
 
 # as ddunet_keras.model and .training have them; importing these would make `--help` wait for Keras
 VARIANTS = ("full", "dmsc", "baseline")
-RECIPES = ("default", "plain", "paper", "authors")
+RECIPES = ("default", "geometric", "plain", "paper", "authors")
 # as ddunet_keras.deploy.convert has them
 TARGETS = ("tflm", "ethos-u", "edgetpu", "android", "cpu")
 

@@ -126,6 +126,17 @@ class Recipe:
 
 RECIPES = {
     "default": Recipe(),
+    "geometric": Recipe(
+        augmentation=Augmentation(
+            quarter_turns=False,
+            crop=0.8,
+            brightness=0,
+            contrast=0,
+            channel_gain=0,
+            saturation=0,
+            gamma=1,
+        )
+    ),
     "plain": Recipe(augmentation=None),
     "paper": Recipe(
         image_size=(256, 256),

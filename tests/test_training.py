@@ -203,6 +203,19 @@ def test_the_tables_of_paper_and_authors():
             assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_geometric_moves_images_and_keeps_their_colours():
+    image = np.zeros((20, 20, 3), "uint8")
+    image[:, 10:] = 200, 120, 40
+    labels = (image[..., 0] > 0).astype("uint8")
+    random, seen = np.random.default_rng(0), set()
+    for _ in range(20):
+        moved, mask = RECIPES["geometric"].augmentation(image, labels, (20, 20), random)
+        assert {tuple(c) for c in moved[:, [0, -1]].reshape(-1, 3)} == {(0, 0, 0), (200, 120, 40)}
+        seen.add((int(mask[0, 0]), int(mask.sum())))
+    assert {first for first, _ in seen} == {0, 1}  # mirrored or not
+    assert len(seen) > 5  # and cut to different sizes
+
+
 def test_cosine_schedule_rises_for_an_epoch_and_falls_to_zero():
     model = DDUNet((32, 32, 3), 2, "baseline")
     recipe = Recipe(learning_rate=0.01)
