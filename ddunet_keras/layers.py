@@ -128,8 +128,9 @@ def _dense(layer, units, name, **kwargs):
 
 
 def _global_average(inputs):
-    """(batch, h, w, c) -> (batch, c), summed in float32: half precision overflows on large maps."""
-    return ops.cast(ops.mean(ops.cast(inputs, "float32"), axis=(1, 2)), inputs.dtype)
+    """(batch, h, w, c) -> (batch, c), not summed in half precision: large maps overflow."""
+    dtype = keras.backend.result_type(inputs.dtype, "float32")
+    return ops.cast(ops.mean(ops.cast(inputs, dtype), axis=(1, 2)), inputs.dtype)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

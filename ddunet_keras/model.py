@@ -112,10 +112,11 @@ class DDUNet(keras.Model):
             ]
             for stage, width in enumerate(widths[-2::-1])
         ]
-        # logits are float32 whatever the policy: the loss needs the range
+        # logits are float32 at least, whatever the policy: the loss needs the range
+        head_dtype = keras.backend.result_type(policy.compute_dtype, "float32")
         heads = (
             [
-                DWBG(out_channels, ratio, dtype="float32", name=f"head_{index + 1}")
+                DWBG(out_channels, ratio, dtype=head_dtype, name=f"head_{index + 1}")
                 for index, ratio in enumerate((4, 2, 1) if deep_supervision else (4,))
             ]
             if variant == "full"
@@ -125,7 +126,7 @@ class DDUNet(keras.Model):
                     3,
                     padding="same",
                     data_format="channels_last",
-                    dtype="float32",
+                    dtype=head_dtype,
                     name="head_1",
                 )
             ]
@@ -204,11 +205,12 @@ class DDUNet(keras.Model):
             return model
         return model.resized(image_shape or model.image_shape, deep_supervision)
 
-    def resized(self, image_shape, deep_supervision=False) -> DDUNet:
-        """The same network with the same weights for another `image_shape`; unless asked for,
-        without heads that only train."""
+    def resized(self, image_shape, deep_supervision=False, dtype=None) -> DDUNet:
+        """The same network with the same weights for another `image_shape` and, where given,
+        dtype policy; unless asked for, without heads that only train."""
         config = {**self.get_config(), "image_shape": image_shape}
-        model = type(self)(**config | {"deep_supervision": deep_supervision})
+        config |= {"deep_supervision": deep_supervision} | ({"dtype": dtype} if dtype else {})
+        model = type(self)(**config)
         for layer in model.layers:
             layer.set_weights(self.get_layer(layer.name).get_weights())
         return model

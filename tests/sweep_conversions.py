@@ -47,7 +47,7 @@ def run(data, results, cases, verify):
             try:
                 result = convert(model, photos, out, size=size, target=target, inspect=False)
                 line |= {"passed": True, "checks": result["verification"]}
-            except DataError as error:
+            except (DataError, ValueError) as error:
                 line |= {"passed": False, "error": str(error)}
         line["seconds"] = round(time.perf_counter() - start, 1)
         with open(results, "a", encoding="utf-8") as file:
@@ -72,16 +72,21 @@ def main():
         lines = map(json.loads, options.results.read_text(encoding="utf-8").splitlines())
         done = {(line["model"], line["target"], tuple(line["size"])) for line in lines}
     todo = [case for case in cases(options.models, options.sizes) if case not in done]
+    ended = []
     for model in options.models:
         mine = [case for case in todo if case[0] == model]
         if mine:
-            subprocess.run([sys.executable, *sys.argv, "--cases", json.dumps(mine)], check=False)
+            command = [sys.executable, *sys.argv, "--cases", json.dumps(mine)]
+            code = subprocess.run(command, check=False).returncode
+            ended += [] if code == 0 else [f"{model}: its process ended with code {code}"]
     lines = list(map(json.loads, options.results.read_text(encoding="utf-8").splitlines()))
     failed = [line for line in lines if not line["passed"]]
     print(f"{len(lines) - len(failed)} of {len(lines)} passed")
     for line in failed:
         print(line["model"], line["target"], line["size"], line["error"])
-    return 1 if failed else 0
+    for line in ended:
+        print(line)
+    return 1 if failed or ended else 0
 
 
 if __name__ == "__main__":

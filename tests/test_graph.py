@@ -40,10 +40,16 @@ def model():
         ("multiply", {"num_classes": 3}),
         ("multiply", {"variant": "dmsc", "num_classes": 3}),
         ("multiply", {"variant": "baseline"}),
+        ("matmul", {"dtype": "mixed_float16"}),
     ],
 )
 def test_equals_the_model(head, config):
     assert check_graph(trained(**config), SIZE, head) <= 1e-5
+
+
+@pytest.mark.parametrize("upsampling", ["bilinear", "align_corners"])
+def test_the_rounding_of_large_maps_is_far_below_the_tolerance(upsampling):
+    assert check_graph(trained(upsampling=upsampling), (240, 320), "multiply") <= 3e-6
 
 
 def test_equalization_changes_channels_but_not_the_output(model):

@@ -100,6 +100,9 @@ def test_resized_has_the_same_weights():
     same, x = model.resized((32, 48, 3)), images()
     assert not same.deep_supervision
     np.testing.assert_allclose(numpy_of(same(x))[0], numpy_of(model(x))[0], rtol=1e-4, atol=1e-5)
+    exact = numpy_of(model.resized((32, 48, 3), dtype="float64")(x))[0]
+    assert exact.dtype == "float64"
+    np.testing.assert_allclose(exact, numpy_of(model(x))[0], rtol=1e-4, atol=1e-5)
     larger = model.resized((64, 32, 3))
     assert larger.image_shape == (64, 32, 3) and model.image_shape == (32, 48, 3)
     assert larger.count_params() < model.count_params()

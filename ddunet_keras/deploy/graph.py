@@ -6,6 +6,7 @@ section 3.2), deep supervision is cut off, and the dynamic head has a form that 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import keras
@@ -30,6 +31,7 @@ def build_graph(
     batch_size=1,
     centered=True,
     scales=None,
+    dtype="float32",
 ):
     """Builds the flat graph of a trained model, with its weights.
 
@@ -48,6 +50,7 @@ def build_graph(
             the model's own `pixel / 127.5 - 1`. The stem's kernel and bias make the difference;
             zeros that pad the border then mean 128 rather than 127.5.
         scales: factors of the channels of maps inside, from `equalization`; the output is the same.
+        dtype: what it calculates in. The weights are rounded to float32 in any case.
 
     Returns:
         A functional model of Conv2D, DepthwiseConv2D, ZeroPadding2D, ReLU, Softmax, sigmoid,
@@ -62,7 +65,8 @@ def build_graph(
     >>> build_graph(model, (32, 48)).output_shape
     (1, 32, 48, 1)
     """
-    return _assemble(model, size, head, output, framework, batch_size, centered, scales or {})[0]
+    form = framework, batch_size, centered, scales or {}, dtype
+    return _assemble(model, size, head, output, *form)[0]
 
 
 def equalization(model, images) -> dict[str, np.ndarray]:
@@ -81,7 +85,8 @@ def equalization(model, images) -> dict[str, np.ndarray]:
         `scales` for `build_graph`.
     """
     size, count = images.shape[1:3], min(8, len(images))
-    graph, streams = _assemble(model, size, "multiply", "logits", keras, count, True, {})
+    form = keras, count, True, {}, "float32"
+    graph, streams = _assemble(model, size, "multiply", "logits", *form)
     names = sorted({name for members in streams.values() for name, _ in members})
     maps = keras.Model(graph.input, [graph.get_layer(name).output for name in names])
     peaks = []
@@ -101,7 +106,7 @@ def equalization(model, images) -> dict[str, np.ndarray]:
     return scales
 
 
-def _assemble(model, size, head, output, framework, batch_size, centered, scales):
+def _assemble(model, size, head, output, framework, batch_size, centered, scales, dtype):
     """The graph, and where each stream of `scales` runs: layers and their channels."""
     height, width, _ = _check_image_shape((*size, 3))
     for name, value, known in (("head", head, HEADS), ("output", output, OUTPUTS)):
@@ -109,8 +114,8 @@ def _assemble(model, size, head, output, framework, batch_size, centered, scales
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
     if not isinstance(model, DDUNet):
         raise ValueError(f"`model` must be a DDUNet. Received: {type(model).__name__}")
-    build = _Builder(framework, model.upsampling, scales)
-    image = framework.layers.Input(batch_shape=(batch_size, height, width, 3), name="image")
+    build = _Builder(framework, model.upsampling, scales, dtype)
+    image = build.layers.Input(batch_shape=(batch_size, height, width, 3), name="image")
 
     kernel, bias = _folded(model.get_layer("stem").conv, model.get_layer("stem").norm)
     if centered:  # pixel / 127.5 - 1 is (pixel - 128 + 0.5) / 127.5
@@ -147,6 +152,9 @@ def _assemble(model, size, head, output, framework, batch_size, centered, scales
 def check_graph(model, size, head, scales=None) -> float:
     """Compares the graph with the trained model, on smooth images and on noise.
 
+    Both calculate in float64, as in float32 the rounding alone comes near the tolerance on large
+    maps.
+
     Args:
         model, size, head, scales: as in `build_graph`.
 
@@ -161,8 +169,9 @@ def check_graph(model, size, head, scales=None) -> float:
     smooth = np.cumsum(np.cumsum(random.normal(size=shape), 1), 2)
     images = [np.clip(smooth / np.abs(smooth).max() * 2, -1, 1), random.uniform(-1, 1, shape)]
     images = np.concatenate(images).astype("float32")
-    own = np.array(model.resized((*size, 3))(images, training=False))
-    form = {"output": "logits", "centered": False, "batch_size": 2, "scales": scales}
+    own = np.array(model.resized((*size, 3), dtype="float64")(images, training=False))
+    form = {"output": "logits", "centered": False, "batch_size": 2}
+    form |= {"scales": scales, "dtype": "float64"}
     graph = build_graph(model, size, head=head, **form)
     ours = np.array(graph(images, training=False))
     difference = float(np.abs(own - ours).max() / max(np.ptp(own), 1e-6))
@@ -202,11 +211,24 @@ class _Map:
     streams: tuple
 
 
+class _Layers:
+    """A framework's layers, and some of our own, that calculate in a dtype."""
+
+    def __init__(self, layers, dtype):
+        self._layers, self._dtype = layers, dtype
+
+    def __getattr__(self, name):
+        return self.typed(getattr(self._layers, name))
+
+    def typed(self, layer):
+        return functools.partial(layer, dtype=self._dtype)
+
+
 class _Builder:
     """Makes layers of one framework with given weights; blocks are named as in the model."""
 
-    def __init__(self, framework, upsampling, scales):
-        self.framework, self.layers = framework, framework.layers
+    def __init__(self, framework, upsampling, scales, dtype):
+        self.framework, self.layers = framework, _Layers(framework.layers, dtype)
         self.upsampling, self.scales, self.members = upsampling, scales, {}
 
     def scale(self, x):
@@ -293,7 +315,8 @@ class _Builder:
         gate = self.dense(gate, block.gate_1, f"{name}_gate_1", "relu")
         gate = self.dense(gate, block.gate_2, f"{name}_gate_2")
         gate = layers.Softmax(name=f"{name}_gate")(gate.tensor)
-        gates = _split(self.framework)(len(block.branches), name=f"{name}_gates")(gate)
+        split = layers.typed(_split(self.framework))
+        gates = split(len(block.branches), name=f"{name}_gates")(gate)
         mixed, stream = None, f"{name}_mixed"
         for i, (conv, norm) in enumerate(zip(block.branches, block.branch_norms, strict=True)):
             y = self.depthwise(x, conv, norm, f"{name}_branch_{i}", "relu", stream)
@@ -320,7 +343,7 @@ class _Builder:
         if self.upsampling == "bilinear":
             resize = self.layers.UpSampling2D(interpolation="bilinear", name=f"{name}_resize")
         else:
-            resize = _align_corners(self.framework)(name=f"{name}_resize")
+            resize = self.layers.typed(_align_corners(self.framework))(name=f"{name}_resize")
         x = _Map(self.layers.ReLU(name=name)(resize(x.tensor)), x.streams)
         return self.record(x, name)
 
@@ -347,7 +370,8 @@ class _Builder:
             _, height, width, _ = decoder.tensor.shape
             # TFLM computes a product whose left side has rank 3 wrongly
             rows = layers.Reshape((1, height * width, channels), name=f"{name}_rows")
-            taps = _matmul(self.framework)(name=f"{name}_products")([rows(decoder.tensor), matrix])
+            product = layers.typed(_matmul(self.framework))(name=f"{name}_products")
+            taps = product([rows(decoder.tensor), matrix])
             taps = layers.Reshape((height, width, 9 * filters), name=f"{name}_taps")(taps)
         else:
             taps, ones = [], np.ones((1, 1, channels, 1))
@@ -380,7 +404,11 @@ def _align_corners(framework):
 
     class AlignCornersUpSampling2D(framework.layers.Layer):
         def call(self, inputs):
-            size = [2 * inputs.shape[1], 2 * inputs.shape[2]]
+            height, width = inputs.shape[1:3]
+            if inputs.dtype == tf.float64:  # the operator calculates in float32
+                rows, columns = _align_corners_matrix(height), _align_corners_matrix(width)
+                return tf.einsum("yh,nhwc,xw->nyxc", rows, inputs, columns)
+            size = [2 * height, 2 * width]
             return tf.raw_ops.ResizeBilinear(images=inputs, size=size, align_corners=True)
 
         def compute_output_shape(self, input_shape):
@@ -388,6 +416,12 @@ def _align_corners(framework):
             return (batch, 2 * height, 2 * width, channels)
 
     return AlignCornersUpSampling2D
+
+
+def _align_corners_matrix(size):
+    """(2 size, size): linear interpolation that leaves the first and the last sample in place."""
+    places = np.linspace(0, size - 1, 2 * size)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size)))
 
 
 def _split(framework):
