@@ -65,8 +65,8 @@ def build_graph(
     >>> build_graph(model, (32, 48)).output_shape
     (1, 32, 48, 1)
     """
-    form = framework, batch_size, centered, scales or {}, dtype
-    return _assemble(model, size, head, output, *form)[0]
+    form = {"batch_size": batch_size, "centered": centered, "scales": scales, "dtype": dtype}
+    return _assemble(model, size, head, output, framework=framework, **form)[0]
 
 
 def equalization(model, images) -> dict[str, np.ndarray]:
@@ -85,8 +85,7 @@ def equalization(model, images) -> dict[str, np.ndarray]:
         `scales` for `build_graph`.
     """
     size, count = images.shape[1:3], min(8, len(images))
-    form = keras, count, True, {}, "float32"
-    graph, streams = _assemble(model, size, "multiply", "logits", *form)
+    graph, streams = _assemble(model, size, "multiply", "logits", batch_size=count)
     names = sorted({name for members in streams.values() for name, _ in members})
     maps = keras.Model(graph.input, [graph.get_layer(name).output for name in names])
     peaks = []
@@ -106,7 +105,18 @@ def equalization(model, images) -> dict[str, np.ndarray]:
     return scales
 
 
-def _assemble(model, size, head, output, framework, batch_size, centered, scales, dtype):
+def _assemble(
+    model,
+    size,
+    head,
+    output,
+    *,
+    framework=keras,
+    batch_size=1,
+    centered=True,
+    scales=None,
+    dtype="float32",
+):
     """The graph, and where each stream of `scales` runs: layers and their channels."""
     height, width, _ = _check_image_shape((*size, 3))
     for name, value, known in (("head", head, HEADS), ("output", output, OUTPUTS)):
@@ -114,7 +124,7 @@ def _assemble(model, size, head, output, framework, batch_size, centered, scales
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
     if not isinstance(model, DDUNet):
         raise ValueError(f"`model` must be a DDUNet. Received: {type(model).__name__}")
-    build = _Builder(framework, model.upsampling, scales, dtype)
+    build = _Builder(framework, model.upsampling, scales or {}, dtype)
     image = build.layers.Input(batch_shape=(batch_size, height, width, 3), name="image")
 
     kernel, bias = _folded(model.get_layer("stem").conv, model.get_layer("stem").norm)
@@ -170,9 +180,8 @@ def check_graph(model, size, head, scales=None) -> float:
     images = [np.clip(smooth / np.abs(smooth).max() * 2, -1, 1), random.uniform(-1, 1, shape)]
     images = np.concatenate(images).astype("float32")
     own = np.array(model.resized((*size, 3), dtype="float64")(images, training=False))
-    form = {"output": "logits", "centered": False, "batch_size": 2}
-    form |= {"scales": scales, "dtype": "float64"}
-    graph = build_graph(model, size, head=head, **form)
+    form = {"centered": False, "batch_size": 2, "scales": scales, "dtype": "float64"}
+    graph = build_graph(model, size, head=head, output="logits", **form)
     ours = np.array(graph(images, training=False))
     difference = float(np.abs(own - ours).max() / max(np.ptp(own), 1e-6))
     if not difference <= TOLERANCE:
@@ -405,7 +414,8 @@ def _align_corners(framework):
     class AlignCornersUpSampling2D(framework.layers.Layer):
         def call(self, inputs):
             height, width = inputs.shape[1:3]
-            if inputs.dtype == tf.float64:  # the operator calculates in float32
+            # the operator calculates in float32; not the model's own function, which is checked
+            if inputs.dtype == tf.float64:
                 rows, columns = _align_corners_matrix(height), _align_corners_matrix(width)
                 return tf.einsum("yh,nhwc,xw->nyxc", rows, inputs, columns)
             size = [2 * height, 2 * width]
