@@ -173,10 +173,11 @@ def silence(*descriptors):
 
 def write_image(path, array) -> None:
     """Writes uint8 (h, w) or (h, w, 3) to `path`; the suffix names the format, PNG is lossless."""
+    array = np.ascontiguousarray(array)
     # run lengths alone make a mask's PNG no larger, in half the time; other formats ignore it
     options = {"compress_type": zlib.Z_RLE} if array.ndim == 2 else {}
     with atomic_path(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary, **options)
+        Image.fromarray(array).save(temporary, **options)
 
 
 def write_text(path, text) -> None:
