@@ -10,15 +10,11 @@ from PIL import Image
 
 
 def to_array(picture, rows=8) -> np.ndarray:
-    """`np.asarray` of a Pillow picture of mode "RGB" or "F", in bands of `rows`.
+    """`np.asarray` of a Pillow picture of mode "RGB", uint8 (h, w, 3), in bands of `rows`.
 
     `np.asarray` takes twice the memory beside the picture's own, which counts at 12 megapixels.
-
-    Returns:
-        uint8 (h, w, 3) or float32 (h, w).
     """
-    bands, dtype = {"RGB": ((3,), np.uint8), "F": ((), np.float32)}[picture.mode]
-    array = np.empty((picture.height, picture.width, *bands), dtype)
+    array = np.empty((picture.height, picture.width, 3), np.uint8)
     for top in range(0, picture.height, rows):
         array[top : top + rows] = picture.crop(
             (0, top, picture.width, min(top + rows, picture.height))
@@ -45,10 +41,20 @@ def resize_probabilities(probabilities, size) -> np.ndarray:
     if probabilities.ndim == 3:
         channels = np.moveaxis(probabilities, -1, 0)
         return np.stack([resize_probabilities(c, size) for c in channels], axis=-1)
-    if probabilities.shape == tuple(size):
-        return probabilities
     picture = Image.fromarray(np.ascontiguousarray(probabilities, "float32"))
-    return to_array(picture.resize(size[::-1], Image.Resampling.BILINEAR))
+    (old, _), (height, width) = probabilities.shape, size
+    if height <= old:
+        return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+    # Pillow widens the few rows, and here each new row is mixed of two: four times faster
+    rows = np.asarray(picture.resize((width, old), Image.Resampling.BILINEAR))
+    steps = np.diff(rows, axis=0, append=rows[-1:])
+    result = np.empty(size, "float32")
+    places = ((np.arange(height) + 0.5) * old / height - 0.5).clip(0, old - 1)
+    for row, place in zip(result, places, strict=True):
+        above = int(place)
+        np.multiply(steps[above], np.float32(place - above), out=row)
+        row += rows[above]
+    return result
 
 
 def normalize(images) -> np.ndarray:
