@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -28,6 +29,7 @@ SIZE = (32, 48)
 
 @functools.lru_cache
 def network(**config):
+    keras.utils.set_random_seed(0)  # fixtures of the module come before conftest's seed
     return DDUNet((32, 32, 3), **{"base_channels": 2, **config})
 
 
