@@ -36,6 +36,33 @@ def resize_labels(labels, size) -> np.ndarray:
     return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
+def warp(image, labels, matrix, shift=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
+    """Turns, slants, zooms and shifts a photo and its labels about the middle.
+
+    Beyond the border, as far as half of the longer side, the nearest pixel is repeated.
+
+    Args:
+        image, labels: uint8 (h, w, 3), interpolated, and (h, w), of which the nearest is taken.
+        matrix: (2, 2), maps (x, y) of the result, from its middle, to those of what is given.
+        shift: (x, y), pixels, added to the latter.
+
+    Returns:
+        Both, of the size that was given.
+    """
+    h, w = labels.shape
+    pad = (max(h, w) + 1) // 2
+    center = np.array([w, h]) / 2
+    offset = center + shift + pad - matrix @ center
+    affine = (*matrix[0], offset[0], *matrix[1], offset[1])
+
+    def transform(array, resample):
+        widths = [(pad, pad), (pad, pad), (0, 0)][: array.ndim]
+        padded = Image.fromarray(np.pad(array, widths, mode="edge"))
+        return np.asarray(padded.transform((w, h), Image.Transform.AFFINE, affine, resample))
+
+    return transform(image, Image.Resampling.BILINEAR), transform(labels, Image.Resampling.NEAREST)
+
+
 def resize_probabilities(probabilities, size) -> np.ndarray:
     """Resizes float32 (h, w) or (h, w, n) to `size` = (height, width), bilinear."""
     if probabilities.ndim == 3:

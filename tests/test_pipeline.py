@@ -69,6 +69,24 @@ def test_crop_keeps_at_least_its_share():
     assert 0.45 < min(spans) < 0.6 and max(spans) > 0.9
 
 
+def test_rotation_turns_photo_and_mask_about_the_middle():
+    image, labels = coded((80, 80))
+    augmentation = Augmentation(**{**vars(NOTHING), "rotation": 20.0})
+    angles = []
+    for seed in range(40):
+        photo, mask = augmentation(image, labels, (80, 80), np.random.default_rng(seed))
+        rows, columns = photo[..., 0] / 2, photo[..., 1] / 2
+        assert abs(rows[39:41, 39:41].mean() - 39.5) < 0.6
+        assert abs(columns[39:41, 39:41].mean() - 39.5) < 0.6
+        down, right = np.gradient(rows[24:56, 24:56])
+        assert abs(np.hypot(down.mean(), right.mean()) - 1) < 0.02  # no zoom
+        angles.append(np.rad2deg(np.arctan2(right.mean(), down.mean())))
+        sure = abs(rows - columns) > 3
+        np.testing.assert_array_equal(mask[sure], (rows > columns)[sure])
+        assert photo.any(axis=-1).mean() > 0.99  # beyond the border, what is nearest
+    assert -20.5 < min(angles) < -15 and 15 < max(angles) < 20.5
+
+
 @pytest.mark.parametrize(
     "change", ["brightness", "contrast", "channel_gain", "saturation", "gamma"]
 )
@@ -94,7 +112,8 @@ def test_horizon_circle_is_black_and_ignored_outside():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("crop", 0), ("crop", 1.5), ("gamma", 0.5), ("brightness", -0.1)]
+    ("name", "value"),
+    [("crop", 0), ("crop", 1.5), ("gamma", 0.5), ("brightness", -0.1), ("rotation", 50)],
 )
 def test_augmentation_out_of_range(name, value):
     with pytest.raises(ValueError, match=rf"`{name}` must lie in .* Received: {value}"):

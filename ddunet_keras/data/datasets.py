@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ddunet_keras.files import IGNORE, DataError, read_gray, read_image
+from ddunet_keras.images import warp
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MAX_TEXT = 32_000_000  # bytes of a metadata file or list; SWINySEG's have under 0.1 MB
@@ -330,18 +331,7 @@ def swinyseg_augment(
     slant = np.array([[1.0, np.tan(shear)], [0.0, 1.0]])
     matrix = turn @ slant @ np.diag(random.uniform(0.8, 1.0, 2)) @ flip
     h, w = labels.shape
-    # no draw reaches further than half of the longer side beyond the border
-    pad = (max(h, w) + 1) // 2
-    center = np.array([w, h]) / 2
-    offset = center + random.uniform(-0.1, 0.1, 2) * (w, h) + pad - matrix @ center
-    affine = (*matrix[0], offset[0], *matrix[1], offset[1])
-
-    def warp(array, resample):
-        widths = [(pad, pad), (pad, pad), (0, 0)][: array.ndim]
-        padded = Image.fromarray(np.pad(array, widths, mode="edge"))
-        return np.asarray(padded.transform((w, h), Image.Transform.AFFINE, affine, resample))
-
-    return warp(image, Image.Resampling.BILINEAR), warp(labels, Image.Resampling.NEAREST)
+    return warp(image, labels, matrix, random.uniform(-0.1, 0.1, 2) * (w, h))
 
 
 def _some(items):

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ddunet_keras.files import IGNORE
-from ddunet_keras.images import normalize, resize_image, resize_labels
+from ddunet_keras.images import normalize, resize_image, resize_labels, warp
 
 CACHE_BYTES = 4_000_000_000
 """The cache of decoded images stays below this; larger datasets are decoded in every epoch."""
@@ -30,6 +30,8 @@ class Augmentation:
     Args:
         flips: mirror, left to right and top to bottom, each with probability 1/2.
         quarter_turns: turn by 0, 90, 180 or 270 degrees.
+        rotation: largest turn beside these, either way, degrees up to 45; beyond the border the
+            nearest pixel is repeated.
         crop: smallest share of height and width that is kept, in (0, 1]; the cut is zoomed to the
             input size. 1 keeps the whole image.
         brightness: largest shift as a share of the full range, either way.
@@ -53,6 +55,7 @@ class Augmentation:
     saturation: float = 0.15
     gamma: float = 1.15
     horizon_circle: float = 0.0
+    rotation: float = 0.0
 
     def __post_init__(self):
         ranges = {
@@ -63,6 +66,7 @@ class Augmentation:
             "saturation": (0, 1),
             "gamma": (1, 10),
             "horizon_circle": (0, 1),
+            "rotation": (0, 45),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
@@ -81,6 +85,10 @@ class Augmentation:
         Returns:
             uint8 (height, width, 3) and (height, width).
         """
+        if self.rotation:
+            angle = np.deg2rad(random.uniform(-self.rotation, self.rotation))
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            image, labels = warp(image, labels, turn)
         turns = int(random.integers(4)) if self.quarter_turns else 0
         # a quarter turn swaps the sides, so the cut is brought to the swapped size first
         cut_size = size if turns % 2 == 0 else size[::-1]
