@@ -36,6 +36,11 @@ def resize_labels(labels, size) -> np.ndarray:
     return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
+def rotation_matrix(angle) -> np.ndarray:
+    """(2, 2), of an angle in radians, for `warp`."""
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
 def warp(image, labels, matrix, shift=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
     """Turns, slants, zooms and shifts a photo and its labels about the middle.
 
@@ -68,11 +73,13 @@ def resize_probabilities(probabilities, size) -> np.ndarray:
     if probabilities.ndim == 3:
         channels = np.moveaxis(probabilities, -1, 0)
         return np.stack([resize_probabilities(c, size) for c in channels], axis=-1)
+    if probabilities.shape == tuple(size):
+        return probabilities
     picture = Image.fromarray(np.ascontiguousarray(probabilities, "float32"))
     (old, _), (height, width) = probabilities.shape, size
     if height <= old:
         return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-    # Pillow widens the few rows, and here each new row is mixed of two: four times faster
+    # Pillow widens the few rows, and here each new row is mixed of two: three times faster
     rows = np.asarray(picture.resize((width, old), Image.Resampling.BILINEAR))
     steps = np.diff(rows, axis=0, append=rows[-1:])
     result = np.empty(size, "float32")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ddunet_keras.files import IGNORE, DataError, read_gray, read_image
-from ddunet_keras.images import warp
+from ddunet_keras.images import rotation_matrix, warp
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MAX_TEXT = 32_000_000  # bytes of a metadata file or list; SWINySEG's have under 0.1 MB
@@ -327,9 +327,8 @@ def swinyseg_augment(
     random = np.random.default_rng(zlib.crc32(name.encode()))
     flip = np.diag(random.choice([-1.0, 1.0], 2))
     angle, shear = np.deg2rad(random.uniform([-20, -10], [20, 10]))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     slant = np.array([[1.0, np.tan(shear)], [0.0, 1.0]])
-    matrix = turn @ slant @ np.diag(random.uniform(0.8, 1.0, 2)) @ flip
+    matrix = rotation_matrix(angle) @ slant @ np.diag(random.uniform(0.8, 1.0, 2)) @ flip
     h, w = labels.shape
     return warp(image, labels, matrix, random.uniform(-0.1, 0.1, 2) * (w, h))
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ddunet_keras.files import IGNORE
-from ddunet_keras.images import normalize, resize_image, resize_labels, warp
+from ddunet_keras.images import normalize, resize_image, resize_labels, rotation_matrix, warp
 
 CACHE_BYTES = 4_000_000_000
 """The cache of decoded images stays below this; larger datasets are decoded in every epoch."""
@@ -30,8 +30,6 @@ class Augmentation:
     Args:
         flips: mirror, left to right and top to bottom, each with probability 1/2.
         quarter_turns: turn by 0, 90, 180 or 270 degrees.
-        rotation: largest turn beside these, either way, degrees up to 45; beyond the border the
-            nearest pixel is repeated.
         crop: smallest share of height and width that is kept, in (0, 1]; the cut is zoomed to the
             input size. 1 keeps the whole image.
         brightness: largest shift as a share of the full range, either way.
@@ -41,6 +39,8 @@ class Augmentation:
         gamma: largest exponent of the tone curve; drawn log-uniformly from [1 / gamma, gamma].
         horizon_circle: probability that all but a random circle is black and ignored, as in a
             whole-sky camera.
+        rotation: largest turn beside quarter turns, either way, degrees up to 45; beyond the border
+            the nearest pixel is repeated.
 
     Raises:
         ValueError: a value is out of its range.
@@ -87,8 +87,7 @@ class Augmentation:
         """
         if self.rotation:
             angle = np.deg2rad(random.uniform(-self.rotation, self.rotation))
-            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            image, labels = warp(image, labels, turn)
+            image, labels = warp(image, labels, rotation_matrix(angle))
         turns = int(random.integers(4)) if self.quarter_turns else 0
         # a quarter turn swaps the sides, so the cut is brought to the swapped size first
         cut_size = size if turns % 2 == 0 else size[::-1]
