@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -197,9 +198,9 @@ class Segmentation:
         """Number of classes, sky among them."""
         return 2 if self.probabilities.ndim == 2 else self.probabilities.shape[-1]
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray:
-        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid."""
+        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid. Found once."""
         if self.probabilities.ndim == 2:
             labels = (self.probabilities >= self.threshold).view(np.uint8)
         else:

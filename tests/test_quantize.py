@@ -58,10 +58,8 @@ def split_of(dataset):
     return Split("paper", 0, tuple(names[:8]), (), tuple(names[8:]))
 
 
-def run(data, inputs):
-    interpreter = Interpreter(
-        model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-    )
+def run(data, inputs, kernels=OpResolverType.BUILTIN_REF):
+    interpreter = Interpreter(model_content=data, experimental_op_resolver_type=kernels)
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     outputs = []
@@ -124,8 +122,13 @@ def test_the_head_has_no_steps_for_what_the_output_does_not_show(output, width, 
     assert total <= 1.01 * (width + bias)
 
 
-def test_threshold_is_moved_to_where_it_lies_in_float(int8, photos):
-    plain = float_model(network(), SIZE)
+@pytest.mark.parametrize(
+    "head, kernels",
+    [("multiply", OpResolverType.BUILTIN_REF), ("matmul", OpResolverType.AUTO)],  # XNNPACK
+)
+def test_threshold_is_moved_to_where_it_lies_in_float(head, kernels, photos):
+    plain = float_model(network(), SIZE, head=head)
+    int8 = quantize(network(), SIZE, photos, head=head)
     model = read_tflite(int8)
     (sums,) = [
         operator
@@ -136,11 +139,20 @@ def test_threshold_is_moved_to_where_it_lies_in_float(int8, photos):
     module._shift_bias(model, sums, -0.2 * np.ptp(truth(photos, "logits")))
     moved = write_tflite(model)
     errors = []
-    for data in (int8, moved, module._center_threshold(moved, plain, photos)):
-        raw, *_ = run(data, photos.astype("int16") - 128)
+    for data in (int8, moved, module._center_threshold(moved, plain, photos, head)):
+        raw, *_ = run(data, photos.astype("int16") - 128, kernels)
         errors.append(((raw + 128.0) / 256 - truth(photos)).mean())
     assert errors[1] < -0.03
     assert abs(errors[0]) < 0.01 and abs(errors[2]) < 0.01
+
+
+def test_means_for_the_cpu_are_taken_of_what_users_get(int8, photos):
+    graph = read_tflite(int8).subgraphs[0]
+    inner = graph.operators[len(graph.operators) // 2].outputs[0]
+    indices = [inner, graph.outputs[0]]  # the output is the same where inner maps are asked for
+    values = [value(indices[1])[0] for value in module._run(int8, photos, indices)]
+    raw, *_ = run(int8, photos.astype("int16") - 128, OpResolverType.AUTO)
+    np.testing.assert_array_equal(values, raw)
 
 
 @pytest.mark.parametrize("io", ["uint8", "float32"])

@@ -126,11 +126,7 @@ def quantize(model, size, images, *, head="multiply", output="probability", io="
     check_graph(model, size, head, scales)
     plain = _convert(build_graph(model, size, head=head, output=output, scales=scales))
     data = _quantize(plain, _ranges(plain, images), io)
-    some, many = _some(images, 32), _some(images, _MANY)
-    data = _correct_biases(_round_weights(data, plain, some), plain, some)
-    # few photos leave the cloud cover of others off by up to a point
-    data = _correct_biases(data, plain, many, steps=1)
-    return _finish(data, plain, many, head)
+    return _finish(_best_rounding(data, plain, images, head), plain, images, head)
 
 
 def train_quantized(
@@ -222,8 +218,7 @@ def train_quantized(
         )
     else:
         # what is trained is the file: it starts from the best that rounding can do
-        data = _round_weights(_quantize(plain, ranges, io), plain, _some(images, 32))
-        data = _correct_biases(data, plain, _some(images, 32))
+        data = _best_rounding(_quantize(plain, ranges, io), plain, images, head)
     keep = bool(prune or cluster)
     data = _rounded(student, data, named, keep, teacher, pipeline, keywords)
     return _finish(data, plain, images, head)
@@ -581,15 +576,25 @@ def _digits(value, count):
     return math.ldexp(math.ceil(mantissa * 2**count) / 2**count, exponent)
 
 
-def _run(data, images):
-    """Yields for each image a function: index of a tensor -> its value."""
+def _run(data, images, xnnpack=()):
+    """Yields for each image a function: index of a tensor -> its value.
+
+    Calculates with the kernels that microcontrollers have as well. With `xnnpack`, indices of
+    tensors, with those of CPUs, whose rounding differs in the mean, and for these tensors alone.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    if len(xnnpack):
+        kernels, model = OpResolverType.AUTO, read_tflite(data)
+        model.subgraphs[0].outputs = list(xnnpack)  # others do not leave it
+        model.signatureDefs = None
+        data = write_tflite(model)
     with quiet():
         interpreter = Interpreter(
             model_content=data,
-            experimental_preserve_all_tensors=True,
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=not len(xnnpack),
+            experimental_op_resolver_type=kernels,
         )
         interpreter.allocate_tensors()
     target = interpreter.get_input_details()[0]
@@ -695,6 +700,14 @@ def _patches(x, kernel, options, count=256):
     return views[chosen // columns, chosen % columns].transpose(0, 2, 3, 1)
 
 
+def _best_rounding(data, plain, images, head):
+    """The best weights and biases that rounding gives."""
+    some = _some(images, 32)
+    data = _correct_biases(_round_weights(data, plain, some), plain, some, head)
+    # few photos leave the cloud cover of others off by up to a point
+    return _correct_biases(data, plain, _some(images, _MANY), head, steps=1)
+
+
 def _round_weights(data, plain, images):
     """Rounds weights one by one, the next ones taking up the error (GPTQ), and biases its mean."""
     int8, original = read_tflite(data), read_tflite(plain)
@@ -749,16 +762,16 @@ def _shift_bias(model, operator, amount):
     _set_constant(model, index, np.clip(bias, -(2**31), 2**31 - 1).astype("<i4"))
 
 
-def _correct_biases(data, plain, images, steps=12):
+def _correct_biases(data, plain, images, head, steps=12):
     """Takes the mean error of each convolution without activation into its bias, from the input to
     the output in some steps, as each correction changes what comes after it."""
     int8, original = read_tflite(data), read_tflite(plain)
     pairs = _convolutions(int8, original)
     pairs = [pair for pair in pairs if not pair[0].builtinOptions.fusedActivationFunction]
 
-    def means(source, indices):
+    def means(source, indices, xnnpack=()):
         total = [0.0] * len(indices)
-        for value in _run(source, images):
+        for value in _run(source, images, xnnpack):
             for k, index in enumerate(indices):
                 total[k] += value(index).mean((0, 1, 2), dtype="float64")
         return [t / len(images) for t in total]
@@ -766,7 +779,8 @@ def _correct_biases(data, plain, images, steps=12):
     truth = means(plain, [twin.outputs[0] for _, twin in pairs])
     for part in np.array_split(np.arange(len(pairs)), min(steps, len(pairs))):
         outputs = [pairs[k][0].outputs[0] for k in part]
-        for k, output, got in zip(part, outputs, means(write_tflite(int8), outputs), strict=True):
+        found = means(write_tflite(int8), outputs, outputs if head == "matmul" else ())
+        for k, output, got in zip(part, outputs, found, strict=True):
             quantization = int8.subgraphs[0].tensors[output].quantization
             got = (got - quantization.zeroPoint[0]) * quantization.scale[0]
             _shift_bias(int8, pairs[k][0], truth[k] - got)
@@ -774,7 +788,7 @@ def _correct_biases(data, plain, images, steps=12):
 
 
 def _finish(data, plain, images, head):
-    data = _center_threshold(data, plain, images)
+    data = _center_threshold(data, plain, _some(images, _MANY), head)
     return _fuse_activations(data) if head == "matmul" else data
 
 
@@ -804,7 +818,7 @@ def _fuse_activations(data):
     return write_tflite(model)
 
 
-def _center_threshold(data, plain, images):
+def _center_threshold(data, plain, images, head):
     """Shifts the logits of two classes so that their threshold, zero, lies where it does in float.
 
     What the kernels round adds up to a mean error, and rounding to the nearest takes what lies up
@@ -820,7 +834,8 @@ def _center_threshold(data, plain, images):
             continue
         quantization, errors = graph.tensors[logits].quantization, []
         step, zero = quantization.scale[0], quantization.zeroPoint[0]
-        for value, truth in zip(_run(data, images), _run(plain, images), strict=True):
+        rounded = _run(data, images, [logits] if head == "matmul" else ())
+        for value, truth in zip(rounded, _run(plain, images), strict=True):
             expected = truth(twins[name])
             near = np.abs(expected) < 0.7  # there neither is cut off
             errors.append((step * (value(logits).astype("float32") - zero) - expected)[near])
