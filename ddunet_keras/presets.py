@@ -16,7 +16,7 @@ PRESETS = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "e5a77060c7c60995d23e26c59903d24dd7cf9e873a7217a9a71181628f77eee9",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "81fb84d54b18c2bedd4cbfa7c0a8acddf9a800a3ecb54e1b3b72ce1d7918b09f",
+        "tflite_sha256": "126bc312f382a6875023cf2de2ae21b0ffc1bf21a9f374463a34f2aafea5f055",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
