@@ -168,15 +168,21 @@ def test_training_needs_masks(model, skies, tmp_path):
         convert(model, photos, tmp_path / "sky.tflite", size=SIZE, qat_epochs=1)
 
 
-def test_a_file_that_fails_is_not_written(model, photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale, unsure", [(1, False), (0.001, True)])
+def test_a_file_that_fails_is_not_written(scale, unsure, photos, tmp_path, monkeypatch):
     """The file of another network in place of the model's own."""
     other = DDUNet((32, 32, 3), base_channels=2, variant="dmsc")
     head = other.get_layer("head_1")
     head.set_weights([head.get_weights()[0], head.get_weights()[1] - 6])
     whole = quantize.quantize
     monkeypatch.setattr(quantize, "quantize", lambda model, *a, **k: whole(other, *a, **k))
+    model = DDUNet((32, 32, 3), base_channels=2, variant="dmsc")
+    head = model.get_layer("head_1")
+    kernel, bias = head.get_weights()
+    head.set_weights([scale * kernel, bias])
     with pytest.raises(ConversionError, match="was not written; the masks agree") as caught:
         convert(model, photos, tmp_path / "sky.tflite", size=SIZE, inspect=False)
+    assert ("unsure of 100 %" in str(caught.value)) == unsure
     assert not caught.value.verification.passed
     assert not list(tmp_path.iterdir())
 

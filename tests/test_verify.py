@@ -168,6 +168,8 @@ def test_scores_are_those_of_the_labels(files):
     assert found["agreement"] == pytest.approx(100 * np.mean(ours == theirs))
     xnnpack = run_litert(data, images, reference=False)[..., 0] >= 0
     assert found["agreement_xnnpack"] == pytest.approx(100 * np.mean(xnnpack == theirs))
+    unsure = [np.mean(abs(predictor(image) - 0.5) < 0.1) for image in images]
+    assert found["unsure"] == pytest.approx(100 * np.mean(unsure))
     valid = masks != 255
     for kind, labels in (("file", ours), ("float", theirs)):
         right = [np.mean((p == t)[v]) for p, t, v in zip(labels, masks, valid, strict=True)]

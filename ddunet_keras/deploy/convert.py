@@ -266,9 +266,11 @@ def convert(
     failed = [check for check in checked.checks if check.passed is False]
     if failed:
         where = verify.layers_to_markdown(layers) if debug else "--debug shows each layer's error"
-        raise ConversionError(
-            f"{out} was not written; {failed[0].name}: {failed[0].detail}", checked, where
-        )
+        said = f"{out} was not written; {failed[0].name}: {failed[0].detail}"
+        if (unsure := checked.scores.get("unsure", 0)) > 6:
+            said += f"; the float model is unsure of {unsure:.0f} % of the pixels (trained ones "
+            said += "of 3 %): train it for longer, or convert on photos like those it knows"
+        raise ConversionError(said, checked, where)
     say("measuring what it costs")
     report = targets.inspect_model(data, latency=inspect, vela=inspect, tflm=inspect, name=out.name)
     result = {

@@ -287,8 +287,9 @@ class Verification:
         scores: images; agreement, percent of pixels in which the masks of the file and of the float
             model agree, agreement_by_image and agreement_xnnpack; accuracy, miou (where there are
             masks, means over images) and cloud_cover, percent, each {"float", "file",
-            "difference"}; cloud_cover also has mean_absolute_difference, percentage points. Empty
-            without a float model.
+            "difference"}; cloud_cover also has mean_absolute_difference, percentage points; unsure,
+            percent of pixels in which the float model's two likeliest classes are within 0.2: 3 for
+            trained networks. Empty without a float model.
         arena: bytes that TFLM needs (total, head, tail), or None.
     """
 
@@ -663,6 +664,8 @@ def verify(
         found = _score(_labels(stack), ours, truth, classes)
         if xnnpack is not None:
             found["agreement_xnnpack"] = 100 * float(np.mean(xnnpack == _labels(stack)))
+        ordered = np.sort(stack if stack.ndim == 4 else np.stack([stack, 1 - stack], -1), -1)
+        found["unsure"] = 100 * float(np.mean(ordered[..., -1] - ordered[..., -2] < 0.2))
         checks += _check_float(found, agreement, score_drop)
     return Verification(tuple(checks), found, arena)
 
