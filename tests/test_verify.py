@@ -286,14 +286,11 @@ def test_a_scale_that_xnnpack_refuses_is_caught_and_named(files):
     assert check.passed is False and "; first operator 6 (CONV_2D)" in check.detail
 
 
-@pytest.mark.parametrize(
-    "count, far, passed",
-    [(40, 2, True), (40, 3, False), (8, 1, True), (8, 2, False), (1, 1, False)],
-)
+@pytest.mark.parametrize("far, passed", [(2, True), (3, False)])
 def test_xnnpack_may_be_further_from_the_reference_in_one_image_of_twenty(
-    count, far, passed, files, monkeypatch
+    far, passed, files, monkeypatch
 ):
-    images = photos(count)[0]
+    images = photos(40)[0]
 
     def litert(data, images, reference):
         outputs = np.zeros((len(images), 4, 4, 1), np.int8)
