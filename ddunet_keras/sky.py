@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -198,9 +197,9 @@ class Segmentation:
         """Number of classes, sky among them."""
         return 2 if self.probabilities.ndim == 2 else self.probabilities.shape[-1]
 
-    @functools.cached_property
+    @property
     def labels(self) -> np.ndarray:
-        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid. Found once."""
+        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid."""
         if self.probabilities.ndim == 2:
             labels = (self.probabilities >= self.threshold).view(np.uint8)
         else:

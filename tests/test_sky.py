@@ -286,6 +286,13 @@ def test_threshold(threshold, cloudy):
     assert (result.labels == 1).sum() == cloudy
 
 
+def test_another_threshold_may_be_set_afterwards():
+    result = Segmentation(gray(1, 3), np.array([[0.25, 0.75, 1.0]]))
+    assert result.mask.tolist() == [[0, 255, 255]]
+    result.threshold = 0.8
+    assert result.mask.tolist() == [[0, 0, 255]]
+
+
 def test_labels_mask_and_cover_of_three_classes():
     truth = np.array([[0, 1, 2, 2], [1, 0, 0, 0]])
     valid = np.array([[True] * 4, [True, True, True, False]])
