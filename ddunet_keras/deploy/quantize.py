@@ -24,6 +24,7 @@ from ddunet_keras.images import resize_image
 
 from .flatbuffer import constant, dtype_name, operator_name, read_tflite, write_tflite
 from .graph import build_graph, check_graph, equalization
+from .verify import _encode, _interpreter, _invoke
 
 IO = ("int8", "uint8", "float32")
 QUANTILE = 1e-4
@@ -582,27 +583,16 @@ def _run(data, images, xnnpack=()):
     Calculates with the kernels that microcontrollers have as well. With `xnnpack`, indices of
     tensors, with those of CPUs, whose rounding differs in the mean, and for these tensors alone.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    if len(xnnpack):
-        kernels, model = OpResolverType.AUTO, read_tflite(data)
-        model.subgraphs[0].outputs = list(xnnpack)  # others do not leave it
+    if xnnpack:
+        model = read_tflite(data)
+        model.subgraphs[0].outputs = xnnpack  # others do not leave it
         model.signatureDefs = None
         data = write_tflite(model)
     with quiet():
-        interpreter = Interpreter(
-            model_content=data,
-            experimental_preserve_all_tensors=not len(xnnpack),
-            experimental_op_resolver_type=kernels,
-        )
-        interpreter.allocate_tensors()
-    target = interpreter.get_input_details()[0]
+        interpreter = _interpreter(data, reference=False, keep=not xnnpack)
+    dtype = interpreter.get_input_details()[0]["dtype"]
     for image in images:
-        if target["dtype"] != np.uint8:
-            image = (image.astype("int16") - 128).astype(target["dtype"])
-        interpreter.set_tensor(target["index"], image[None])
-        interpreter.invoke()
+        _invoke(interpreter, [_encode(image[None], dtype)])
         yield interpreter.get_tensor
 
 
@@ -769,9 +759,9 @@ def _correct_biases(data, plain, images, head, steps=12):
     pairs = _convolutions(int8, original)
     pairs = [pair for pair in pairs if not pair[0].builtinOptions.fusedActivationFunction]
 
-    def means(source, indices, xnnpack=()):
+    def means(source, indices, xnnpack=False):
         total = [0.0] * len(indices)
-        for value in _run(source, images, xnnpack):
+        for value in _run(source, images, indices if xnnpack else ()):
             for k, index in enumerate(indices):
                 total[k] += value(index).mean((0, 1, 2), dtype="float64")
         return [t / len(images) for t in total]
@@ -779,7 +769,7 @@ def _correct_biases(data, plain, images, head, steps=12):
     truth = means(plain, [twin.outputs[0] for _, twin in pairs])
     for part in np.array_split(np.arange(len(pairs)), min(steps, len(pairs))):
         outputs = [pairs[k][0].outputs[0] for k in part]
-        found = means(write_tflite(int8), outputs, outputs if head == "matmul" else ())
+        found = means(write_tflite(int8), outputs, xnnpack=head == "matmul")
         for k, output, got in zip(part, outputs, found, strict=True):
             quantization = int8.subgraphs[0].tensors[output].quantization
             got = (got - quantization.zeroPoint[0]) * quantization.scale[0]
