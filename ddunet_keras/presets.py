@@ -16,7 +16,7 @@ PRESETS = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "e5a77060c7c60995d23e26c59903d24dd7cf9e873a7217a9a71181628f77eee9",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "126bc312f382a6875023cf2de2ae21b0ffc1bf21a9f374463a34f2aafea5f055",
+        "tflite_sha256": "d91e147ebca8c570437fa94346472b64458b05a3dc3028acdd2de66b53e5b949",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",

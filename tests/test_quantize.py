@@ -97,6 +97,18 @@ def test_kernels_agree_on_the_scale_of_every_product(head, photos):
     assert found >= (21 if head == "matmul" else 29)
 
 
+def test_kernels_agree_on_the_scale_of_every_relu(photos):
+    model = read_tflite(quantize(network(), SIZE, photos))
+    tensors, ratios = model.subgraphs[0].tensors, []
+    for operator in model.subgraphs[0].operators:
+        if operator_name(model, operator) == "RELU":
+            indices = operator.inputs[0], operator.outputs[0]
+            a, b = (np.float32(tensors[i].quantization.scale[0]) for i in indices)
+            assert np.float64(a / b) == np.float64(a) / np.float64(b)
+            ratios.append(float(a / b))
+    assert len(ratios) == 4 and max(ratios) > 1
+
+
 def test_a_file_for_the_cpu_has_what_xnnpack_is_fast_with(photos):
     """No RELU of its own, and a matrix product whose right side has the zero point 0."""
     data = quantize(network(), SIZE, photos, head="matmul")

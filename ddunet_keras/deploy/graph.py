@@ -17,6 +17,10 @@ from ddunet_keras.model import DDUNet, _check_image_shape
 
 HEADS = ("multiply", "matmul")
 OUTPUTS = ("probability", "logits", "mask")
+GRID = 4
+"""Rows and columns of parts of a large map: their means stand for its mean. Each is rounded on its
+own, and the layer behind adds them up before it rounds; one mean's rounding would move the logits
+of a whole image."""
 TOLERANCE = 1e-5
 """Largest difference of logits, over their range, that `check_graph` takes for rounding."""
 
@@ -54,7 +58,7 @@ def build_graph(
 
     Returns:
         A functional model of Conv2D, DepthwiseConv2D, ZeroPadding2D, ReLU, Softmax, sigmoid,
-        GlobalAveragePooling2D, UpSampling2D, Concatenate, Add and Multiply layers.
+        AveragePooling2D, UpSampling2D, Concatenate, Add and Multiply layers.
 
     Raises:
         ValueError: an argument has another value than those named here.
@@ -91,17 +95,18 @@ def equalization(model, images) -> dict[str, np.ndarray]:
     peaks = []
     for start in range(0, len(images) - count + 1, count):
         batch = images[start : start + count].astype("float32") - 128
-        peaks.append([np.abs(y).max((1, 2)).mean(0) for y in maps.predict_on_batch(batch)])
-    peaks = dict(zip(names, (np.mean(p, 0) for p in zip(*peaks, strict=True)), strict=True))
+        peaks.append([np.abs(y).max((1, 2)) for y in maps.predict_on_batch(batch)])
+    peaks = dict(zip(names, map(np.concatenate, zip(*peaks, strict=True)), strict=True))
     scales = {}
     for stream, members in streams.items():
-        ranges = [peaks[name][part] for name, part in members]
+        ranges = [peaks[name][:, part].mean(0) for name, part in members]
         # a channel that is silent here may speak elsewhere: it is not raised without bound
         ranges = [np.maximum(r / max(r.max(), 1e-6), 1 / 32) for r in ranges]
         scale = np.exp(-np.mean(np.log(ranges), 0))
         # what is concatenated, be it bounded by ReLU6, then shares its range
         output, part = next((m for m in members if m[0] == stream), members[0])
-        scales[stream] = scale * 6 / max((scale * peaks[output][part]).max(), 1e-6)
+        peak = np.quantile((scale * peaks[output][:, part]).max(1), 0.9)
+        scales[stream] = scale * 6 / max(peak, 1e-6)
     return scales
 
 
@@ -136,7 +141,11 @@ def _assemble(
         if stage > 1:
             x = build.conv_bn_relu(x, model.get_layer(f"down_{stage - 1}"))
         encoder = model.get_layer(f"encoder_{stage}")
-        x = build.dmsc(x, encoder) if isinstance(encoder, DMSC) else build.conv_bn_relu(x, encoder)
+        if isinstance(encoder, DMSC):
+            # deep maps are small, and their many channels would make large kernels
+            x = build.dmsc(x, encoder, parts=GRID if stage <= 2 else 1)
+        else:
+            x = build.conv_bn_relu(x, encoder)
         skips.append(x)
     before = None
     for stage in range(1, 5):
@@ -259,7 +268,19 @@ class _Builder:
         layer.set_weights([np.asarray(w, "float32") for w in weights])
         return outputs
 
-    def conv(self, x, kernel, bias, name, activation=None, *, strides=1, stream=None, fixed=False):
+    def conv(
+        self,
+        x,
+        kernel,
+        bias,
+        name,
+        activation=None,
+        *,
+        strides=1,
+        padding="same",
+        stream=None,
+        fixed=False,
+    ):
         filters = kernel.shape[-1]
         streams = stream if isinstance(stream, tuple) else ((stream, filters),)
         scale = self.scale(_Map(None, streams))
@@ -271,7 +292,7 @@ class _Builder:
             filters,
             kernel.shape[:2],
             strides=strides,
-            padding="valid" if strides > 1 else "same",
+            padding="valid" if strides > 1 else padding,
             use_bias=not fixed,
             activation=activation,
             trainable=not fixed,
@@ -289,13 +310,29 @@ class _Builder:
         weights = [kernel * (scale / self.scale(x))[:, None], bias * scale]
         return _Map(self._weighted(layer, x.tensor, weights), y.streams)
 
-    def dense(self, x, dense, name, activation=None):
-        kernel, bias = dense.get_weights()
-        return self.conv(x, kernel[None, None], bias, name, activation)
+    def dense(self, x, kernel, bias, name, activation=None):
+        """A dense layer of the mean of what `average` gives."""
+        rows, columns = x.tensor.shape[1:3]
+        kernel = np.tile(kernel / (rows * columns), (rows, columns, 1, 1))
+        return self.conv(x, kernel, bias, name, activation, padding="valid")
 
-    def average(self, x, name):
-        layer = self.layers.GlobalAveragePooling2D(keepdims=True, name=name)
+    def average(self, x, name, parts=GRID):
+        """Means of the parts of a map, `parts` to each side."""
+        if parts == 1:  # has a scale of its own in int8, other than the pooling of parts
+            layer = self.layers.GlobalAveragePooling2D(keepdims=True, name=name)
+        else:
+            sides = [side // parts for side in x.tensor.shape[1:3]]
+            layer = self.layers.AveragePooling2D(sides, name=name)
         return _Map(layer(x.tensor), x.streams)
+
+    def halve(self, x, name):
+        """Means of two by two pixels, which in int8 have a scale of their own."""
+        y = _Map(None, ((name, x.tensor.shape[-1]),))
+        layer = self.layers.DepthwiseConv2D(
+            2, strides=2, use_bias=False, trainable=False, name=name
+        )
+        kernel = np.full((2, 2, 1, 1), 0.25) * (self.scale(y) / self.scale(x))[:, None]
+        return self.record(_Map(self._weighted(layer, x.tensor, [kernel]), y.streams), name)
 
     def concatenate(self, maps, name):
         tensor = self.layers.Concatenate(name=name)([x.tensor for x in maps])
@@ -316,13 +353,15 @@ class _Builder:
         y = self.conv(y, *weights, f"{name}_pointwise", stream=x.streams)
         return self.record(self.add(x, y, name), name)
 
-    def dmsc(self, x, block):
+    def dmsc(self, x, block, parts):
         name, layers = block.name, self.layers
         weights = _folded(block.in_conv.conv, block.in_conv.norm)
         x = self.conv(x, *weights, f"{name}_in", "relu", stream=name)
-        gate = self.average(x, f"{name}_average")
-        gate = self.dense(gate, block.gate_1, f"{name}_gate_1", "relu")
-        gate = self.dense(gate, block.gate_2, f"{name}_gate_2")
+        gate = self.average(x, f"{name}_average", parts)
+        gate = self.dense(gate, *block.gate_1.get_weights(), f"{name}_gate_1", "relu")
+        # softmax is the same without the mean, which would widen the range
+        kernel, bias = (w - w.mean(-1, keepdims=True) for w in block.gate_2.get_weights())
+        gate = self.dense(gate, kernel, bias, f"{name}_gate_2")
         gate = layers.Softmax(name=f"{name}_gate")(gate.tensor)
         split = layers.typed(_split(self.framework))
         gates = split(len(block.branches), name=f"{name}_gates")(gate)
@@ -358,12 +397,15 @@ class _Builder:
 
     def dynamic_head(self, decoder, encoder, block, head):
         layers, name = self.layers, block.name
-        averages = [self.average(decoder, f"{name}_average_1")]
-        averages.append(self.average(encoder, f"{name}_average_2"))
+        averages = []
+        for part, x in enumerate((decoder, encoder), 1):
+            # pooling and concatenation keep the scale: without this, both maps would share theirs
+            x = self.halve(x, f"{name}_half_{part}")
+            averages.append(self.average(x, f"{name}_average_{part}"))
         averages = self.concatenate(averages, f"{name}_averages")
-        hidden = self.dense(averages, block.weight_1, f"{name}_weight_1", "relu")
-        bias = self.dense(averages, block.bias_1, f"{name}_bias_1", "relu")
-        bias = self.dense(bias, block.bias_2, f"{name}_bias_2")
+        hidden = self.dense(averages, *block.weight_1.get_weights(), f"{name}_weight_1", "relu")
+        bias = self.dense(averages, *block.bias_1.get_weights(), f"{name}_bias_1", "relu")
+        bias = self.dense(bias, *block.bias_2.get_weights(), f"{name}_bias_2")
 
         # the perceptron's outputs are (filters, channels, taps), in the authors' order
         channels, filters = block.channels, block.filters

@@ -23,7 +23,7 @@ from ddunet_keras.files import DataError, silence
 from ddunet_keras.images import resize_image
 
 from .flatbuffer import constant, dtype_name, operator_name, read_tflite, write_tflite
-from .graph import build_graph, check_graph, equalization
+from .graph import GRID, build_graph, check_graph, equalization
 from .verify import _encode, _interpreter, _invoke
 
 IO = ("int8", "uint8", "float32")
@@ -32,7 +32,7 @@ QUANTILE = 1e-4
 
 # beyond these the output changes no more: not in steps of 1/256, or not at all
 _LOGITS = {"LOGISTIC": (-6.24, 6.24), "GREATER_EQUAL": (-1.0, 1.0)}
-# of the ranges of what has one value for each image, whose extremes a hundred images do not show;
+# of the ranges of what has few values for each image, whose extremes a hundred images do not show;
 # with 1, the bundled model's 4-channel sibling lost 18 % of the pixels of some images of new dates
 _MARGIN = 1.4
 _BINS = 4096
@@ -525,8 +525,9 @@ def _exact(model, ranges):
     that are exact in float32; the quotient is exact, too, where the first input's scale is the
     output's times a number of 4 digits, which costs it some percent of its resolution, or, where
     that input is not a convolution's for this product alone, where the output's is that of the
-    input, or 1, times a power of two. The right side of a matrix product has the zero point 0, with
-    which LiteRT is 6 times faster.
+    input, or 1, times a power of two. The output of a ReLU has 8 digits, and its input that times a
+    number of 8 digits. The right side of a matrix product has the zero point 0, with which LiteRT
+    is 6 times faster.
     """
     graph = model.subgraphs[0]
     products = [
@@ -563,6 +564,20 @@ def _exact(model, ranges):
         else:
             units = 1.0, scales.get(source, 1.0)
             scales[output] = min(unit * _digits(widths[output] / unit, 1) for unit in units)
+    makers = {operator.outputs[0]: operator for operator in graph.operators}
+    readers = {index: operator for operator in graph.operators for index in operator.inputs}
+    for operator in graph.operators:
+        if operator_name(model, operator) == "RELU":
+            source, output = operator.inputs[0], operator.outputs[0]
+            if operator_name(model, readers[output]) == "CONCATENATION":  # gives it its scale
+                joined = readers[output].outputs[0]
+                ranges[output], output = ranges[joined], joined
+            scale = _digits(widths[output], 8)
+            scales[output] = scales[operator.outputs[0]] = scale
+            scales[source] = scale * _digits(widths[source] / scale, 8)
+            if operator_name(model, makers[source]) == "RESIZE_BILINEAR":  # keeps the scale
+                before = makers[source].inputs[0]
+                ranges[before], scales[before] = ranges[source], scales[source]
     exact = {}
     for index, (low, _) in ranges.items():
         zero_point = min(127, max(-128, round(-128 - low / scales[index])))
@@ -624,8 +639,8 @@ def _ranges(plain, images):
         edges = np.linspace(low[index], high[index], _BINS + 1)
         first, last = np.searchsorted(share, (QUANTILE, 1 - QUANTILE))
         ranges[index] = min(0.0, edges[first]), max(0.0, edges[last + 1])
-        if math.prod(graph.tensors[index].shape[:-1]) == 1:
-            # one value for each image: so few images will not have shown the extremes
+        if math.prod(graph.tensors[index].shape[:-1]) <= GRID**2:
+            # few values for each image: so few images will not have shown the extremes
             ranges[index] = _MARGIN * ranges[index][0], _MARGIN * ranges[index][1]
         if not high[index] > low[index]:  # all zero: LiteRT aborts on the scale that is left
             ranges[index] = 0.0, 1.0
@@ -637,13 +652,15 @@ def _ranges(plain, images):
         if name == "SOFTMAX":
             ranges[output] = 0.0, 255 / 256  # its scale is fixed
             continue
-        if name in ("SPLIT", "RESHAPE"):
+        if name in ("SPLIT", "RESHAPE", "AVERAGE_POOL_2D"):
             ranges.update(dict.fromkeys(operator.outputs, inputs[0]))
         if name in _LOGITS:
             ranges[logits := operator.inputs[0]] = least, most = _LOGITS[name]
             if operator_name(model, makers[logits]) == "ADD":  # of the dynamic head's sum and bias
                 total, bias = makers[logits].inputs
                 (low, high), (lowest, highest) = ranges[total], ranges[bias]
+                # a bias in its margin brings logits, and then confident ones, to less than `most`
+                lowest, highest = lowest / _MARGIN, highest / _MARGIN
                 ranges[total] = max(low, least - highest), min(high, most - lowest)
         # what is always zero, such as the product with a gate that stays shut, has no scale:
         # kernels refuse one that is far below those of their inputs
