@@ -1,0 +1,72 @@
+"""The JAX network of `train_on_gpu.py` against the Keras network: values, gradients, averages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+import train_on_gpu
+
+from ddunet_keras import DDUNet
+from ddunet_keras.layers import DMSC
+from ddunet_keras.losses import SegmentationLoss
+
+
+def _jit(function):
+    """Compiled quickly: the code runs once."""
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=quick)
+
+
+def _model():
+    model = DDUNet((32, 48, 3), base_channels=2)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:  # no bias, average or scale at its start, which hides errors
+        spread = rng.uniform(0.5, 1.5, variable.shape) if "variance" in variable.path else None
+        noise = rng.normal(0, 0.1, variable.shape)
+        variable.assign(np.asarray(variable) + noise if spread is None else spread)
+    return model
+
+
+def test_network_equals_keras():
+    model, rng = _model(), np.random.default_rng(1)
+    images = rng.uniform(-1, 1, (3, 32, 48, 3)).astype("float32")
+    target = rng.uniform(0, 1, (3, 32, 48)).astype("float32")
+    values = {v.path: np.asarray(v) for v in model.variables}
+    weights, moving = (
+        {k: jnp.asarray(v) for k, v in values.items() if ("/moving_" in k) == wanted}
+        for wanted in (False, True)
+    )
+    Network, loss = train_on_gpu._network()
+    planar = jnp.asarray(images.transpose(0, 3, 1, 2))
+    inferred = _jit(lambda x: Network(weights, moving, False, jnp.float32)(x))(planar)
+    for ours, theirs in zip(inferred, model(images, training=False), strict=True):
+        limit = 1e-4 * float(np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs[..., 0], rtol=0, atol=limit)
+
+    def objective(weights):
+        network = Network(weights, moving, True, jnp.float32)
+        logits = network(planar)
+        losses = [w * loss(a, target) for w, a in zip((1, 0.5, 0.2), logits, strict=True)]
+        return sum(losses) + 0.1 * network.penalty, network.averages
+
+    (value, averages), gradients = _jit(jax.value_and_grad(objective, has_aux=True))(weights)
+    for layer in model.layers:
+        if isinstance(layer, DMSC):
+            layer.range_penalty = 0.1
+    theirs = SegmentationLoss(iou_weight=0.5)
+    with tf.GradientTape() as tape:
+        outputs = model(images, training=True)
+        losses = [w * theirs(target, a) for w, a in zip((1, 0.5, 0.2), outputs, strict=True)]
+        total = tf.add_n([*losses, *model.losses])
+    np.testing.assert_allclose(value, total, rtol=1e-5)
+    expected = tape.gradient(total, model.trainable_variables)
+    largest = max(float(tf.norm(g)) for g in expected)
+    assert len(gradients) == len(expected)
+    for variable, gradient in zip(model.trainable_variables, expected, strict=True):
+        difference = np.linalg.norm(gradients[variable.path] - gradient)
+        limit = 5e-3 * np.linalg.norm(gradient) + 1e-6 * largest
+        assert difference < limit, variable.path
+    for variable in model.variables:
+        if "/moving_" in variable.path:
+            mixed = 0.9 * values[variable.path] + 0.1 * averages[variable.path]
+            np.testing.assert_allclose(mixed, variable, rtol=1e-4, atol=1e-4)
