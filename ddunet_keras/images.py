@@ -91,6 +91,17 @@ def resize_probabilities(probabilities, size) -> np.ndarray:
     return result
 
 
+def align_corners_matrix(size, new_size) -> np.ndarray:
+    """(new_size, size) weights of linear interpolation whose first and last samples stay."""
+    position = np.linspace(0, size - 1, new_size) if new_size > 1 else np.zeros(1)
+    low = np.minimum(position.astype(int), max(size - 2, 0))
+    weight = position - low
+    matrix = np.zeros((new_size, size))
+    matrix[np.arange(new_size), low] = 1 - weight
+    matrix[np.arange(new_size), np.minimum(low + 1, size - 1)] += weight
+    return matrix
+
+
 def normalize(images) -> np.ndarray:
     """Maps pixel values 0..255 to the network's -1..1: x / 127.5 - 1, float32."""
     return np.asarray(images, "float32") / np.float32(127.5) - np.float32(1)

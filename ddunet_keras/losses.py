@@ -7,28 +7,19 @@ for two classes cloud fractions in [0, 1]; pixels labelled `ignore_label` count 
 from __future__ import annotations
 
 import keras
-import numpy as np
 from keras import ops
 
 from .files import IGNORE
+from .images import align_corners_matrix
 from .layers import PACKAGE
-
-
-def _align_corners_matrix(size, new_size):
-    """(new_size, size) weights of linear interpolation whose first and last samples stay."""
-    position = np.linspace(0, size - 1, new_size) if new_size > 1 else np.zeros(1)
-    low = np.minimum(position.astype(int), max(size - 2, 0))
-    weight = position - low
-    matrix = np.zeros((new_size, size), "float32")
-    matrix[np.arange(new_size), low] = 1 - weight
-    matrix[np.arange(new_size), np.minimum(low + 1, size - 1)] += weight
-    return matrix
 
 
 def _resize(maps, size):
     """Bilinear resize of (batch, h, w, c) with align_corners=True."""
-    rows = ops.convert_to_tensor(_align_corners_matrix(maps.shape[1], size[0]))
-    columns = ops.convert_to_tensor(_align_corners_matrix(maps.shape[2], size[1]))
+    rows, columns = (
+        ops.convert_to_tensor(align_corners_matrix(*sides), dtype="float32")
+        for sides in zip(maps.shape[1:3], size, strict=True)
+    )
     return ops.einsum("ih,bhwc,jw->bijc", rows, maps, columns)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from ddunet_keras.images import align_corners_matrix
 from ddunet_keras.layers import DMSC
 from ddunet_keras.model import DDUNet, _check_image_shape
 
@@ -459,7 +460,7 @@ def _align_corners(framework):
             height, width = inputs.shape[1:3]
             # the operator calculates in float32; not the model's own function, which is checked
             if inputs.dtype == tf.float64:
-                rows, columns = _align_corners_matrix(height), _align_corners_matrix(width)
+                rows, columns = (align_corners_matrix(n, 2 * n) for n in (height, width))
                 return tf.einsum("yh,nhwc,xw->nyxc", rows, inputs, columns)
             size = [2 * height, 2 * width]
             return tf.raw_ops.ResizeBilinear(images=inputs, size=size, align_corners=True)
@@ -469,12 +470,6 @@ def _align_corners(framework):
             return (batch, 2 * height, 2 * width, channels)
 
     return AlignCornersUpSampling2D
-
-
-def _align_corners_matrix(size):
-    """(2 size, size): linear interpolation that leaves the first and the last sample in place."""
-    places = np.linspace(0, size - 1, 2 * size)
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size)))
 
 
 def _split(framework):

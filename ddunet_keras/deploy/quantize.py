@@ -564,7 +564,7 @@ def _exact(model, ranges):
         else:
             units = 1.0, scales.get(source, 1.0)
             scales[output] = min(unit * _digits(widths[output] / unit, 1) for unit in units)
-    makers = {operator.outputs[0]: operator for operator in graph.operators}
+    makers = _makers(graph)
     readers = {index: operator for operator in graph.operators for index in operator.inputs}
     for operator in graph.operators:
         if operator_name(model, operator) == "RELU":
@@ -584,6 +584,11 @@ def _exact(model, ranges):
         zero_point = 0 if index in matrices else zero_point
         exact[index] = tuple(scales[index] * (end - zero_point) for end in (-128, 127))
     return exact
+
+
+def _makers(graph):
+    """Index of each computed tensor -> its operator; of several outputs, the first's alone."""
+    return {operator.outputs[0]: operator for operator in graph.operators}
 
 
 def _digits(value, count):
@@ -645,7 +650,7 @@ def _ranges(plain, images):
         if not high[index] > low[index]:  # all zero: LiteRT aborts on the scale that is left
             ranges[index] = 0.0, 1.0
     ranges[graph.inputs[0]] = -128.0, 127.0
-    makers = {operator.outputs[0]: operator for operator in graph.operators}
+    makers = _makers(graph)
     for operator in graph.operators:
         name, output = operator_name(model, operator), operator.outputs[0]
         inputs = [ranges[index] for index in operator.inputs if index in ranges]
@@ -833,7 +838,7 @@ def _center_threshold(data, plain, images, head):
     """
     model, original = read_tflite(data), read_tflite(plain)
     graph = model.subgraphs[0]
-    makers = {operator.outputs[0]: operator for operator in graph.operators}
+    makers = _makers(graph)
     twins = {operator_name(original, op): op.inputs[0] for op in original.subgraphs[0].operators}
     for operator in graph.operators:
         name, logits = operator_name(model, operator), operator.inputs[0]
