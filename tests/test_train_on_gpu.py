@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tensorflow as tf
 import train_on_gpu
 
@@ -24,6 +25,8 @@ def _model():
         spread = rng.uniform(0.5, 1.5, variable.shape) if "variance" in variable.path else None
         noise = rng.normal(0, 0.1, variable.shape)
         variable.assign(np.asarray(variable) + noise if spread is None else spread)
+        if "branch_norm" in variable.path and variable.path.endswith("gamma"):
+            variable.assign(np.asarray(variable) * 6)  # beyond 6, where the range penalty begins
     return model
 
 
@@ -32,10 +35,7 @@ def test_network_equals_keras():
     images = rng.uniform(-1, 1, (3, 32, 48, 3)).astype("float32")
     target = rng.uniform(0, 1, (3, 32, 48)).astype("float32")
     values = {v.path: np.asarray(v) for v in model.variables}
-    weights, moving = (
-        {k: jnp.asarray(v) for k, v in values.items() if ("/moving_" in k) == wanted}
-        for wanted in (False, True)
-    )
+    weights, moving = train_on_gpu.divide({k: jnp.asarray(v) for k, v in values.items()})
     Network, loss = train_on_gpu._network()
     planar = jnp.asarray(images.transpose(0, 3, 1, 2))
     inferred = _jit(lambda x: Network(weights, moving, False, jnp.float32)(x))(planar)
@@ -58,6 +58,7 @@ def test_network_equals_keras():
         outputs = model(images, training=True)
         losses = [w * theirs(target, a) for w, a in zip((1, 0.5, 0.2), outputs, strict=True)]
         total = tf.add_n([*losses, *model.losses])
+    assert min(map(float, model.losses)) > 0  # that penalty counts in what follows
     np.testing.assert_allclose(value, total, rtol=1e-5)
     expected = tape.gradient(total, model.trainable_variables)
     largest = max(float(tf.norm(g)) for g in expected)
@@ -70,3 +71,14 @@ def test_network_equals_keras():
         if "/moving_" in variable.path:
             mixed = 0.9 * values[variable.path] + 0.1 * averages[variable.path]
             np.testing.assert_allclose(mixed, variable, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"no weights"])
+def test_damaged_weights_give_one_line(content, tmp_path, capsys):
+    start, out = tmp_path / "start.npz", tmp_path / "out"
+    start.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        train_on_gpu.main(["train", str(tmp_path), str(start), str(out)])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and not out.exists()
+    assert len(lines) == 1 and str(start) in lines[0]

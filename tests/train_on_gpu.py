@@ -20,13 +20,18 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
+
+from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.splits import make_split
+from ddunet_keras.files import DataError, atomic_path, first_line, write_json
+from ddunet_keras.images import align_corners_matrix
 
 EPSILON = 1e-5  # of batch normalization
 RANGE_PENALTY, IOU_WEIGHT, AUX_WEIGHTS = 0.1, 0.5, (1.0, 0.5, 0.2)  # as RECIPES["default"]
@@ -44,17 +49,18 @@ def _network():
 
     f32 = jnp.float32
 
-    def shifted_sum(maps, kernel, rate):
-        """3x3 depthwise convolution of maps with a kernel (9, c)."""
+    def shifts(maps, rate=1):
+        """What each of the nine taps of a 3x3 kernel sees of maps padded with zeros, float32."""
         height, width = maps.shape[2:]
         padded = jnp.pad(maps, ((0, 0), (0, 0), (rate, rate), (rate, rate)))
-        parts = (
-            padded[:, :, i * rate : i * rate + height, j * rate : j * rate + width].astype(f32)
-            * kernel[3 * i + j][None, :, None, None]
-            for i in range(3)
-            for j in range(3)
-        )
-        return sum(parts).astype(maps.dtype)
+        for top in (0, rate, 2 * rate):
+            for left in (0, rate, 2 * rate):
+                yield padded[:, :, top : top + height, left : left + width].astype(f32)
+
+    def shifted_sum(maps, kernel, rate):
+        """3x3 depthwise convolution of maps with a kernel (9, c)."""
+        taps = zip(shifts(maps, rate), kernel[:, :, None, None], strict=True)
+        return sum(seen * weights for seen, weights in taps).astype(maps.dtype)
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
     def depthwise(maps, kernel, rate):
@@ -62,17 +68,8 @@ def _network():
 
     def depthwise_backward(rate, saved, gradient):
         maps, kernel = saved
-        height, width = maps.shape[2:]
-        padded = jnp.pad(maps, ((0, 0), (0, 0), (rate, rate), (rate, rate)))
         exact = gradient.astype(f32)
-        taps = [
-            jnp.sum(
-                padded[:, :, i * rate : i * rate + height, j * rate : j * rate + width] * exact,
-                axis=(0, 2, 3),
-            )
-            for i in range(3)
-            for j in range(3)
-        ]
+        taps = [jnp.sum(seen * exact, axis=(0, 2, 3)) for seen in shifts(maps, rate)]
         return shifted_sum(gradient, kernel[::-1], rate), jnp.stack(taps)
 
     depthwise.defvjp(lambda m, k, rate: (shifted_sum(m, k, rate), (m, k)), depthwise_backward)
@@ -97,13 +94,6 @@ def _network():
         return product(gradient, kernel.T), jnp.sum(each, axis=0)
 
     pointwise.defvjp(lambda m, k: (product(m, k), (m, k)), pointwise_backward)
-
-    def convolve(maps, kernel, stride):
-        numbers = ("NCHW", "HWIO", "NCHW")
-        kernel, pads = kernel.astype(maps.dtype), [(1, 1), (1, 1)]
-        return lax.conv_general_dilated(
-            maps, kernel, (stride, stride), pads, dimension_numbers=numbers
-        )
 
     def enlarge(maps):
         rows, columns = (jnp.asarray(_doubling(n), maps.dtype) for n in maps.shape[2:])
@@ -136,7 +126,13 @@ def _network():
             kernel = self.weights[f"{name}/kernel"]
             if kernel.shape[0] == 1:
                 return pointwise(maps, kernel[0, 0])
-            return convolve(maps, kernel, stride)
+            return lax.conv_general_dilated(
+                maps,
+                kernel.astype(maps.dtype),
+                window_strides=(stride, stride),
+                padding=[(1, 1), (1, 1)],
+                dimension_numbers=("NCHW", "HWIO", "NCHW"),
+            )
 
         def conv_norm_relu(self, name, maps, stride=1):
             maps = self.norm(f"{name}/norm", self.conv(f"{name}/conv", maps, stride))
@@ -163,7 +159,7 @@ def _network():
                 branch = jax.nn.relu(self.norm(f"{name}/branch_norm_{i}", branch))
                 mixed += gate[:, i, None, None, None] * branch
             if self.train:
-                self.penalty += jnp.mean(jnp.square(jax.nn.relu(mixed - 6.0))) * mixed.shape[1]
+                self.penalty += jnp.mean(jnp.square(jax.nn.relu(mixed - 6.0)))
             mixed = self.residual(f"{name}/residual", mixed.astype(self.dtype))
             out = self.conv(f"{name}/out_conv", mixed).astype(f32)
             out += self.weights[f"{name}/out_conv/bias"][None, :, None, None]
@@ -181,13 +177,7 @@ def _network():
             taps = lax.dot_general(
                 kernel.reshape(batch, channels, 9), flat, (((1,), (1,)), ((0,), (0,)))
             ).reshape(batch, 9, height, width)
-            taps = jnp.pad(taps, ((0, 0), (0, 0), (1, 1), (1, 1)))
-            shifted = (
-                taps[:, 3 * i + j, i : i + height, j : j + width]
-                for i in range(3)
-                for j in range(3)
-            )
-            return sum(shifted) + bias[:, :, None]
+            return sum(seen[:, tap] for tap, seen in enumerate(shifts(taps))) + bias[:, :, None]
 
         def __call__(self, images):
             """(batch, 3, h, w) in [-1, 1] -> logits at full, half and quarter size."""
@@ -211,8 +201,10 @@ def _network():
     def loss(logits, target):
         """Of `SegmentationLoss(iou_weight=IOU_WEIGHT)`; target (batch, h, w) in [0, 1]."""
         if logits.shape != target.shape:
-            rows = _align_corners(target.shape[1], logits.shape[1])
-            columns = _align_corners(target.shape[2], logits.shape[2])
+            rows, columns = (
+                align_corners_matrix(*sides).astype("float32")
+                for sides in zip(target.shape[1:], logits.shape[1:], strict=True)
+            )
             target = jnp.einsum("ih,bhw,jw->bij", rows, target, columns)
         entropy = jax.nn.softplus(logits) - logits * target
         probability, count = jax.nn.sigmoid(logits), logits[0].size
@@ -227,37 +219,47 @@ def _network():
     return Network, loss
 
 
-@functools.cache
 def _doubling(size):
     """(2 size, size) weights of bilinear doubling with half-pixel centres."""
-    matrix = np.zeros((2 * size, size), "float32")
-    for i in range(size):
-        for row, other in ((2 * i, max(i - 1, 0)), (2 * i + 1, min(i + 1, size - 1))):
-            matrix[row, i] += 0.75
-            matrix[row, other] += 0.25
-    return matrix
-
-
-@functools.cache
-def _align_corners(size, new_size):
-    """(new_size, size) weights of bilinear resizing whose first and last samples stay."""
-    position = np.linspace(0, size - 1, new_size)
-    return np.maximum(0, 1 - abs(position[:, None] - np.arange(size))).astype("float32")
+    places = ((np.arange(2 * size) + 0.5) / 2 - 0.5).clip(0, size - 1)
+    return np.maximum(0, 1 - abs(places[:, None] - np.arange(size))).astype("float32")
 
 
 # === Training ===
 
 
+def divide(values):
+    """A network's values by path -> (what is trained, moving averages)."""
+    moving = {path: value for path, value in values.items() if "/moving_" in path}
+    return {path: value for path, value in values.items() if path not in moving}, moving
+
+
+def read_weights(path):
+    """What `export` or `train` wrote: path of a variable -> array."""
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, BadZipFile) as error:
+        reason = first_line(error)
+        raise DataError(f"{path}: no readable .npz file of weights ({reason})") from None
+
+
+def write_weights(path, values):
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **{name: np.asarray(value) for name, value in values.items()})
+
+
 def read(data, protocol, seed):
     """The training images (n, 3, h, w) and masks (n, h, w) of a data set, uint8, of one size."""
-    from ddunet_keras.data.datasets import open_dataset
-    from ddunet_keras.data.splits import make_split
-
     dataset = open_dataset(data)
     split = make_split(dataset, protocol, seed)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside Python's lock
         pairs = list(pool.map(lambda name: dataset.load(dataset.find(name)), split.train))
     images, labels = zip(*pairs, strict=True)
+    if len({array.shape for array in labels}) > 1 or max(array.max() for array in labels) > 1:
+        raise DataError(
+            f"{data}: has photos of several sizes or pixels to ignore, for which use `ddunet train`"
+        )
     return np.stack([image.transpose(2, 0, 1) for image in images]), np.stack(labels)
 
 
@@ -269,11 +271,7 @@ def train(data, start, out, options):
     from jax.flatten_util import ravel_pytree
 
     Network, loss = _network()
-    stored = dict(np.load(start))
-    weights, moving = (
-        {name: value for name, value in stored.items() if ("/moving_" in name) == wanted}
-        for wanted in (False, True)
-    )
+    weights, moving = divide(read_weights(start))
     flat, unravel = ravel_pytree(weights)
     moving_flat, unravel_moving = ravel_pytree(moving)
     kept = ("bias", "gamma", "beta")  # without decay
@@ -344,21 +342,15 @@ def train(data, start, out, options):
         return tuple(jnp.array(part) for part in parts)
 
     def save(state, name):
-        values = {**unravel(state[0]), **unravel_moving(state[3])}
-        part = out / f"{name}.part.npz"
-        np.savez(part, **{key: np.asarray(value) for key, value in values.items()})
-        part.replace(out / f"{name}.npz")
+        write_weights(out / f"{name}.npz", {**unravel(state[0]), **unravel_moving(state[3])})
 
     def say(text):
         print(f"{time.time() - began:6.1f} s  {text}", flush=True)
 
     if any(out.glob("*.npz")):
-        raise SystemExit(f"error: {out}: holds a run; name another folder, or start from its .npz")
+        raise DataError(f"{out}: holds a run; name another folder, or start from its .npz")
     out.mkdir(parents=True, exist_ok=True)
-    images, labels = read(data, options.protocol, options.seed)
-    if labels.max() > 1:
-        raise SystemExit(f"error: {data}: has pixels to ignore, which only `ddunet train` can")
-    images, labels = map(jax.device_put, (images, labels))
+    images, labels = map(jax.device_put, read(data, options.protocol, options.seed))
     say(f"{len(labels)} images on {jax.devices()[0]}; compiling, which takes a minute or two")
     compiled = jax.jit(step, donate_argnums=0)
     state = run(state_of(flat, moving_flat), 0.0)
@@ -367,7 +359,7 @@ def train(data, start, out, options):
     steps = epoch = 0
     seconds = began + 60 * options.minutes - begin
     if seconds <= 0:
-        raise SystemExit(f"error: --minutes {options.minutes:g} ended before the first step")
+        raise ValueError(f"--minutes {options.minutes:g} ended before the first step")
     with open(out / "history.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("epoch", "learning_rate", "loss", "accuracy", "seconds"))
@@ -385,7 +377,7 @@ def train(data, start, out, options):
                 row += (f"{total / count:.4f}", f"{right / count:.4f}")
                 rows.writerow((*row, f"{time.time() - begin:.1f}"))
                 if not np.isfinite(total):
-                    raise SystemExit("error: the loss diverged; take a lower --learning-rate")
+                    raise ValueError("the loss diverged; take a lower --learning-rate")
                 file.flush()
                 say("epoch {}, rate {}, loss {}, accuracy {}".format(*row))
                 if time.time() - written > 45:
@@ -395,10 +387,9 @@ def train(data, start, out, options):
     for number in range(60):  # batch normalization's averages of these very weights
         final = run(final, 0.0, momentum=number / (number + 1), crop=0.95)
     save(final, "final")
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in vars(options).items()}
-    settings |= {"jax": jax.__version__, "device": str(jax.devices()[0].device_kind)}
+    settings = vars(options) | {"jax": jax.__version__, "device": str(jax.devices()[0].device_kind)}
     settings |= {"steps": steps, "epochs": steps * BATCH / len(labels), "batch_size": BATCH}
-    (out / "run.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "run.json", settings)
     say(f"{steps} steps; wrote {out / 'final.npz'}")
 
 
@@ -408,20 +399,23 @@ def train(data, start, out, options):
 def export(model, path):
     from ddunet_keras import load_model
 
-    variables = load_model(model).variables
-    np.savez(path, **{variable.path: np.asarray(variable) for variable in variables})
+    write_weights(path, {variable.path: variable for variable in load_model(model).variables})
 
 
 def take(path, like, out, size):
     from ddunet_keras import load_model
 
-    model, values = load_model(like).resized((size, size, 3), deep_supervision=True), np.load(path)
+    values = read_weights(path)
+    model = load_model(like).resized((size, size, 3), deep_supervision=True)
     for variable in model.variables:
+        if np.shape(values.get(variable.path)) != variable.shape:
+            raise DataError(f"{path}: holds no {variable.path} of shape {variable.shape}")
         variable.assign(values[variable.path])
-    model.save(out)
+    with atomic_path(out) as temporary:
+        model.save(temporary)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -444,13 +438,16 @@ def main():
     command.add_argument("like", type=Path, help=".keras file of the same network")
     command.add_argument("out", type=Path, help=".keras file")
     command.add_argument("--size", type=int, default=304)
-    options = parser.parse_args()
-    if options.command == "export":
-        export(options.model, options.npz)
-    elif options.command == "train":
-        train(options.data, options.start, options.out, options)
-    else:
-        take(options.npz, options.like, options.out, options.size)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "export":
+            export(options.model, options.npz)
+        elif options.command == "train":
+            train(options.data, options.start, options.out, options)
+        else:
+            take(options.npz, options.like, options.out, options.size)
+    except (DataError, ValueError) as error:
+        parser.exit(2, f"error: {first_line(error)}\n")
 
 
 if __name__ == "__main__":
