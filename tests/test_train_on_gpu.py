@@ -8,6 +8,8 @@ import tensorflow as tf
 import train_on_gpu
 
 from ddunet_keras import DDUNet
+from ddunet_keras.data.datasets import swinyseg_draw
+from ddunet_keras.images import resize_image, warp
 from ddunet_keras.layers import DMSC
 from ddunet_keras.losses import SegmentationLoss
 
@@ -71,6 +73,26 @@ def test_network_equals_keras():
         if "/moving_" in variable.path:
             mixed = 0.9 * values[variable.path] + 0.1 * averages[variable.path]
             np.testing.assert_allclose(mixed, variable, rtol=1e-4, atol=1e-4)
+
+
+def test_photos_are_warped_and_resized_as_by_pillow():
+    rng, shape = np.random.default_rng(0), (40, 56)
+    images = rng.integers(0, 256, (3, *shape, 3), dtype="uint8")
+    labels = rng.integers(0, 2, (3, 5, 7), dtype="uint8").repeat(8, 1).repeat(8, 2)
+    photos = np.concatenate([images, labels[..., None]], -1).view("<u4")[..., 0]
+    draws = [swinyseg_draw(seed, shape) for seed in range(4)]
+    transforms = np.array([np.column_stack(draw) for draw in draws], "float32")
+    chosen = np.array([2, 0, 1, 0], "int32")
+    x, y = _jit(train_on_gpu.warped)(jnp.asarray(photos), chosen, transforms)
+    for index, draw, image, cloud in zip(chosen, draws, np.asarray(x), np.asarray(y), strict=True):
+        expected, mask = warp(images[index], labels[index], *draw)
+        off = abs(image.transpose(1, 2, 0) - expected)
+        assert off.max() <= 1 and off.mean() < 0.01  # a sum that is whole but for rounding
+        assert cloud.min() >= 0 and cloud.max() <= 1 and ((cloud > 0.5) != mask).mean() < 0.02
+    for size in ((48, 64), (24, 32)):
+        tall, wide = map(train_on_gpu.resampling, shape, size)
+        resized = np.einsum("ih,hwc,jw->ijc", tall, images[0].astype("float32"), wide)
+        assert abs(resized - resize_image(images[0], size)).max() <= 1.01
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"no weights"])

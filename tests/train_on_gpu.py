@@ -1,14 +1,17 @@
-"""Trains the full DDUNet with JAX alone: 106 epochs of 6091 images at 304 px in 10 minutes (H200).
+"""Trains the full DDUNet with JAX alone: 134 epochs of 6091 images at 304 px in 13 minutes (H200).
 
     python tests/train_on_gpu.py export MODEL.keras start.npz
     python tests/train_on_gpu.py train DATA start.npz OUT --protocol paper --minutes 10
     python tests/train_on_gpu.py import OUT/final.npz MODEL.keras OUT/final.keras
 
-The first and last need Keras; the second only JAX, NumPy and Pillow, and runs where the GPU is.
+The first and last need Keras; the second only JAX, NumPy and Pillow, and runs where the GPU is
+(with PYTHONPATH=. where the package is not installed).
 Keras on JAX computes the same, but in kernels that make a step of this network, whose maps are
 large and whose channels are few, many times slower. Here maps are (batch, channels, height, width)
 in bfloat16, a depthwise convolution is nine shifted products that XLA fuses, and the images stay on
-the device, where they are cropped, flipped and resampled; masks become cloud fractions.
+the device, where they are warped and resampled; masks become cloud fractions. Of the draws,
+`--fresh` are new augmentations, as SWINySEG's own, of the photos that are none themselves; the
+others are photos of the training list, flipped and cropped.
 `tests/test_train_on_gpu.py` compares values, gradients and averages with the Keras network.
 
 The learning rate follows the clock, so a run ends in time on any machine. `OUT/last.npz` is written
@@ -28,7 +31,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.datasets import open_dataset, swinyseg_draw
 from ddunet_keras.data.splits import make_split
 from ddunet_keras.files import DataError, atomic_path, first_line, write_json
 from ddunet_keras.images import align_corners_matrix
@@ -249,18 +252,63 @@ def write_weights(path, values):
         np.savez(temporary, **{name: np.asarray(value) for name, value in values.items()})
 
 
-def read(data, protocol, seed):
-    """The training images (n, 3, h, w) and masks (n, h, w) of a data set, uint8, of one size."""
+def listing(data, protocol, seed):
+    """The data set, the names of its training images, and which of them are no augmentations."""
     dataset = open_dataset(data)
-    split = make_split(dataset, protocol, seed)
+    train = make_split(dataset, protocol, seed).train
+    originals = [i for i, name in enumerate(train) if dataset.find(name).source == name]
+    return dataset, train, originals
+
+
+def load(dataset, train):
+    """Red, green, blue and label of every pixel, a byte each of uint32 (n, h, w)."""
+
+    def packed(name):
+        image, labels = dataset.load(dataset.find(name))
+        return np.dstack([image, labels]).view("<u4")[..., 0]
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside Python's lock
-        pairs = list(pool.map(lambda name: dataset.load(dataset.find(name)), split.train))
-    images, labels = zip(*pairs, strict=True)
-    if len({array.shape for array in labels}) > 1 or max(array.max() for array in labels) > 1:
+        photos = list(pool.map(packed, train))
+    if len({photo.shape for photo in photos}) > 1 or max((p >> 24).max() for p in photos) > 1:
         raise DataError(
-            f"{data}: has photos of several sizes or pixels to ignore, for which use `ddunet train`"
+            f"{dataset.root}: has photos of several sizes or pixels to ignore, for which use "
+            "`ddunet train`"
         )
-    return np.stack([image.transpose(2, 0, 1) for image in images]), np.stack(labels)
+    return np.stack(photos)
+
+
+def resampling(size, new_size):
+    """(new_size, size) weights of `images.resize_image` along one axis."""
+    scale = max(1, size / new_size)
+    places = (np.arange(new_size)[:, None] + 0.5) * size / new_size - 0.5
+    weights = np.maximum(0, 1 - abs(places - np.arange(size)) / scale)
+    return (weights / weights.sum(1, keepdims=True)).astype("float32")
+
+
+def warped(photos, chosen, transforms):
+    """`images.warp` of some photos: (b, 3, h, w), 0..255, and cloud fractions (b, h, w).
+
+    `transforms`: (b, 2, 3), matrix and shift of each.
+    """
+    import jax.numpy as jnp
+
+    height, width = photos.shape[1:]
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1) + 0.5
+    middle = jnp.asarray([width, height]) / 2
+    places = jnp.einsum("bij,hwj->bihw", transforms[:, :, :2], grid - middle, precision="highest")
+    places += (middle + transforms[:, :, 2] - 0.5)[:, :, None, None]
+    limits = jnp.asarray([width - 1, height - 1])[:, None, None]
+    places = jnp.clip(places, 0, limits)
+    low = jnp.floor(places)
+    share, low = places - low, low.astype("int32")
+    high = jnp.minimum(low + 1, limits)
+    mixed = 0.0
+    for y, part_y in ((low[:, 1], 1 - share[:, 1]), (high[:, 1], share[:, 1])):
+        for x, part_x in ((low[:, 0], 1 - share[:, 0]), (high[:, 0], share[:, 0])):
+            seen = photos[chosen[:, None, None], y, x]
+            seen = jnp.stack([seen >> shift & 255 for shift in (0, 8, 16, 24)], 1)
+            mixed += seen.astype("float32") * (part_y * part_x)[:, None]
+    return jnp.floor(mixed[:, :3] + 1e-3), mixed[:, 3]  # as Pillow, which cuts the fraction off
 
 
 def train(data, start, out, options):
@@ -277,27 +325,14 @@ def train(data, start, out, options):
     kept = ("bias", "gamma", "beta")  # without decay
     decays = {k: np.full_like(v, not k.endswith(kept)) for k, v in weights.items()}
     decays = np.asarray(ravel_pytree(decays)[0])
-    flat, moving_flat, size = np.asarray(flat), np.asarray(moving_flat), options.size
+    flat, moving_flat = np.asarray(flat), np.asarray(moving_flat)
 
-    def samples(start, share, pixels, flipped):
-        """(batch, size, pixels): bilinear samples, half-pixel centres, of a part of an axis."""
-        position = start[:, None] + (jnp.arange(size) + 0.5) / size * share[:, None]
-        position = jnp.clip(position * pixels - 0.5, 0, pixels - 1)
-        matrix = jax.nn.relu(1 - abs(position[:, :, None] - jnp.arange(pixels)))
-        return jnp.where(flipped[:, None, None], matrix[:, ::-1], matrix)
-
-    def batch(images, labels, chosen, box, flips):
-        images, labels = (a[chosen].astype(jnp.float32) for a in (images, labels))
-        rows = samples(box[0], box[2], labels.shape[1], flips[0])
-        columns = samples(box[1], box[2], labels.shape[2], flips[1])
-        x = jnp.einsum("bjw,bciw->bcij", columns, jnp.einsum("bih,bchw->bciw", rows, images))
-        y = jnp.einsum("bjw,biw->bij", columns, jnp.einsum("bih,bhw->biw", rows, labels))
-        return x / 127.5 - 1, y
-
-    def step(state, images, labels, chosen, box, flips, rate, momentum):
+    def step(state, photos, chosen, transforms, rate, momentum):
         """AdamW, gradients of norm 1 at most. Rate 0 leaves the weights as they are."""
         value, first, second, averages, count, sums = state
-        x, y = batch(images, labels, chosen, box, flips)
+        x, y = warped(photos, chosen, transforms)
+        x = jnp.einsum("ih,bchw,jw->bcij", tall, x, wide) / 127.5 - 1
+        y = jnp.einsum("ih,bhw,jw->bij", tall, y, wide)
 
         def objective(value):
             network = Network(unravel(value), unravel_moving(averages), train=True)
@@ -325,16 +360,28 @@ def train(data, start, out, options):
 
     rng, order = np.random.default_rng(options.seed), np.zeros(0, int)
 
-    def run(state, rate, momentum=0.9, crop=options.crop):
+    def draw(crop):
+        """Which photos, and `warped`'s transforms of them."""
         nonlocal order
         while len(order) < BATCH:
-            order = np.concatenate([order, rng.permutation(len(labels))])
-        chosen, order = order[:BATCH].astype("int32"), order[BATCH:]
-        share = rng.uniform(crop, 1, BATCH)
-        box = np.stack([*(rng.uniform(0, 1, (2, BATCH)) * (1 - share)), share]).astype("float32")
-        flips = rng.integers(0, 2, (2, BATCH)).astype(bool)
+            order = np.concatenate([order, rng.permutation(len(listed))])
+        fresh = rng.uniform(size=BATCH) < options.fresh
+        chosen = np.empty(BATCH, "int32")
+        chosen[fresh] = rng.choice(originals, fresh.sum())
+        chosen[~fresh], order = np.split(order, [BATCH - fresh.sum()])
+        transforms = np.empty((BATCH, 2, 3), "float32")
+        for new, transform in zip(fresh, transforms, strict=True):
+            if new:
+                transform[:, :2], transform[:, 2] = swinyseg_draw(rng, shape)
+            else:
+                share = rng.uniform(crop, 1)
+                transform[:, :2] = np.diag(share * rng.choice([-1, 1], 2))
+                transform[:, 2] = rng.uniform(-0.5, 0.5, 2) * (1 - share) * shape[::-1]
+        return chosen, transforms
+
+    def run(state, rate, momentum=0.9, crop=options.crop):
         rate, momentum = np.float32(rate), np.float32(momentum)
-        return compiled(state, images, labels, chosen, box, flips, rate, momentum)
+        return compiled(state, photos, *draw(crop), rate, momentum)
 
     def state_of(value, averages):
         zeros = np.zeros_like(flat)
@@ -350,9 +397,20 @@ def train(data, start, out, options):
     if any(out.glob("*.npz")):
         raise DataError(f"{out}: holds a run; name another folder, or start from its .npz")
     out.mkdir(parents=True, exist_ok=True)
-    images, labels = map(jax.device_put, read(data, options.protocol, options.seed))
-    say(f"{len(labels)} images on {jax.devices()[0]}; compiling, which takes a minute or two")
-    compiled = jax.jit(step, donate_argnums=0)
+    dataset, listed, originals = listing(data, options.protocol, options.seed)
+    if not 0 <= options.fresh <= (1 if originals else 0):
+        have = f"{len(originals)} of {len(listed)} training images are no augmentations"
+        raise ValueError(f"--fresh {options.fresh:g}: must lie in [0, 1], and {have}")
+    shape = dataset.load(dataset.samples[0])[1].shape
+    tall, wide = (resampling(side, options.size) for side in shape)
+    say(f"{len(listed)} images on {jax.devices()[0]}; compiling, which takes a minute or two")
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(load, dataset, listed)
+        images = jax.ShapeDtypeStruct((len(listed), *shape), "uint32")
+        inputs = (state_of(flat, moving_flat), images, *draw(1), np.float32(0), np.float32(0))
+        compiled = jax.jit(step, donate_argnums=0).lower(*inputs).compile()
+        photos = jax.device_put(loaded.result())
+    say("compiled")
     state = run(state_of(flat, moving_flat), 0.0)
     state[0].block_until_ready()
     state, begin, written = state_of(flat, moving_flat), time.time(), time.time()
@@ -361,7 +419,7 @@ def train(data, start, out, options):
     if seconds <= 0:
         raise ValueError(f"--minutes {options.minutes:g} ended before the first step")
     with open(out / "history.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
+        rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("epoch", "learning_rate", "loss", "accuracy", "seconds"))
         while (done := (time.time() - begin) / seconds) < 1:
             rate = options.learning_rate * (1 + np.cos(np.pi * done)) / 2
@@ -370,7 +428,7 @@ def train(data, start, out, options):
                 state = run(state, rate, crop=options.crop if done < 0.8 else 0.95)
             steps += 10
             state[0].block_until_ready()
-            if (past := steps * BATCH // len(labels)) > epoch:
+            if (past := steps * BATCH // len(listed)) > epoch:
                 total, right, count = np.asarray(state[5])
                 state, epoch = (*state[:5], jnp.zeros(3)), past
                 row = (epoch, f"{rate:.3g}")
@@ -388,7 +446,7 @@ def train(data, start, out, options):
         final = run(final, 0.0, momentum=number / (number + 1), crop=0.95)
     save(final, "final")
     settings = vars(options) | {"jax": jax.__version__, "device": str(jax.devices()[0].device_kind)}
-    settings |= {"steps": steps, "epochs": steps * BATCH / len(labels), "batch_size": BATCH}
+    settings |= {"steps": steps, "epochs": steps * BATCH / len(listed), "batch_size": BATCH}
     write_json(out / "run.json", settings)
     say(f"{steps} steps; wrote {out / 'final.npz'}")
 
@@ -433,6 +491,7 @@ def main(arguments=None):
     command.add_argument("--minutes", type=float, default=10, help="in all, compiling included")
     command.add_argument("--learning-rate", type=float, default=2.5e-3)
     command.add_argument("--crop", type=float, default=0.85, help="least share of a side")
+    command.add_argument("--fresh", type=float, default=0.6, help="share of new augmentations")
     command = commands.add_parser("import", help="a .keras file from trained weights")
     command.add_argument("npz", type=Path)
     command.add_argument("like", type=Path, help=".keras file of the same network")

@@ -324,13 +324,22 @@ def swinyseg_augment(
             "expected uint8 (height, width, 3) and uint8 (height, width), received "
             f"{image.dtype} {image.shape} and {labels.dtype} {labels.shape}"
         )
-    random = np.random.default_rng(zlib.crc32(name.encode()))
+    return warp(image, labels, *swinyseg_draw(zlib.crc32(name.encode()), labels.shape))
+
+
+def swinyseg_draw(seed, size) -> tuple[np.ndarray, np.ndarray]:
+    """Draws what `swinyseg_augment` does: matrix and shift for `warp`.
+
+    Args:
+        seed: of the draw; an integer or a NumPy `Generator`.
+        size: (height, width) of the image, pixels.
+    """
+    random = np.random.default_rng(seed)
     flip = np.diag(random.choice([-1.0, 1.0], 2))
     angle, shear = np.deg2rad(random.uniform([-20, -10], [20, 10]))
     slant = np.array([[1.0, np.tan(shear)], [0.0, 1.0]])
     matrix = rotation_matrix(angle) @ slant @ np.diag(random.uniform(0.8, 1.0, 2)) @ flip
-    h, w = labels.shape
-    return warp(image, labels, matrix, random.uniform(-0.1, 0.1, 2) * (w, h))
+    return matrix, random.uniform(-0.1, 0.1, 2) * size[::-1]
 
 
 def _some(items):

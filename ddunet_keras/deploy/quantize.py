@@ -145,6 +145,7 @@ def train_quantized(
     seed=0,
     batch_size=16,
     learning_rate=2e-4,
+    rounding_rate=0.02,
     progress=None,
 ) -> bytes:
     """Quantization-aware training: the int8 network learns to give the float model's probabilities.
@@ -163,7 +164,10 @@ def train_quantized(
             filters have scales of their own, those of each filter. Neither touches depthwise
             kernels, which hold few of the weights.
         seed: of order and augmentation.
-        batch_size, learning_rate: of Adam; the rate falls to zero as a cosine.
+        batch_size, learning_rate: of Adam, in pruning and clustering; the rate falls to zero as a
+            cosine.
+        rounding_rate: the same in quantization, where weights are counted in steps of the int8
+            grid: by so many steps one may change in a batch at first.
         progress: called with a line of text now and then, or None.
 
     Returns:
@@ -220,7 +224,7 @@ def train_quantized(
     else:
         # what is trained is the file: it starts from the best that rounding can do
         data = _best_rounding(_quantize(plain, ranges, io), plain, images, head)
-    keep = bool(prune or cluster)
+    keep, keywords["rate"] = bool(prune or cluster), rounding_rate
     data = _rounded(student, data, named, keep, teacher, pipeline, keywords)
     return _finish(data, plain, images, head)
 
@@ -297,14 +301,18 @@ def _rounded(student, data, ranges, keep, teacher, pipeline, keywords):
             layer = student.get_layer(_layer(graph.tensors[operator.outputs[0]]) or "logits")
             if not layer.trainable:
                 continue
-            values = [constant(model, graph, i) * step(i) for i in operator.inputs[1:]]
-            kernel, bias = layer.weights
-            kernel.assign(values[0].transpose(1, 2, 3, 0))
-            bias.assign(values[1])
-            steps[layer.name] = step(operator.inputs[1]).transpose(1, 2, 3, 0)
-            found.append((operator.inputs[1:], kernel, bias))
+            whole, bias = (constant(model, graph, index) for index in operator.inputs[1:])
+            whole = whole.transpose(1, 2, 3, 0).astype("float32")
+            kernel_step = step(operator.inputs[1]).transpose(1, 2, 3, 0)
+            map_step = step(operator.outputs[0]).item()
+            ratio = step(operator.inputs[2]) / map_step
+            kernel, offset = layer.weights
+            kernel.assign(whole)
+            offset.assign(bias * ratio)
+            steps[layer.name] = kernel_step, map_step
+            found.append((operator.inputs[1:], kernel, offset, ratio))
             if keep:
-                values, index = np.unique(kernel.numpy(), return_inverse=True)
+                values, index = np.unique(whole * kernel_step, return_inverse=True)
                 index = tf.constant(index.reshape(kernel.shape), tf.int32)
                 nonzero = tf.constant((values != 0).astype("float32"))
                 projections.append((kernel, index, nonzero))
@@ -320,35 +328,37 @@ def _rounded(student, data, ranges, keep, teacher, pipeline, keywords):
             student, student.layers[1:], lambda x: wrap(x, ranges.get(x.name), steps.get(x.name))
         )
     _distill(wrapped, teacher, pipeline, "quantization", project=project, **keywords)
-    for (kernel_index, bias_index), kernel, bias in found:
-        whole = np.rint(kernel.numpy().transpose(3, 0, 1, 2) / step(kernel_index))
+    for (kernel_index, bias_index), kernel, bias, ratio in found:
+        whole = np.rint(kernel.numpy().transpose(3, 0, 1, 2))
         _set_constant(model, kernel_index, np.clip(whole, -127, 127).astype("int8"))
-        whole = np.rint(bias.numpy() / step(bias_index))
+        whole = np.rint(bias.numpy() / ratio)
         _set_constant(model, bias_index, np.clip(whole, -(2**31), 2**31 - 1).astype("<i4"))
     return write_tflite(model)
 
 
 def _rounding():
-    """A function: layer, (low, high) of its output or None, steps of its kernel or None -> the
-    layer with kernel and output rounded."""
+    """A function: layer, (low, high) of its output or None, steps of its kernel and of its output
+    or None -> the layer with kernel and output rounded, whose weights are counts of these steps."""
     import tensorflow as tf
     from tensorflow_model_optimization.quantization import keras as quantization
 
     class Weights(quantization.quantizers.Quantizer):
-        """Rounds a kernel to whole numbers of the file's steps."""
+        """The weights of counts of steps: whole ones, or those of biases, which are finer."""
 
-        def __init__(self, step):
-            self.step = step
+        def __init__(self, step, whole):
+            self.step, self.whole = step, whole
 
         def build(self, tensor_shape, name, layer):
             return {}
 
         def __call__(self, inputs, training, weights, **kwargs):
-            whole = tf.clip_by_value(tf.round(inputs / self.step), -127, 127)
-            return inputs + tf.stop_gradient(whole * self.step - inputs)
+            if self.whole:
+                whole = tf.clip_by_value(tf.round(inputs), -127, 127)
+                return (inputs + tf.stop_gradient(whole - inputs)) * self.step
+            return inputs * self.step
 
         def get_config(self):
-            return {"step": self.step}
+            return {"step": self.step, "whole": self.whole}
 
     class Maps(quantization.quantizers.Quantizer):
         """Rounds a map in the range of its calibration; what lies outside learns nothing."""
@@ -366,13 +376,14 @@ def _rounding():
             return {"low": self.low, "high": self.high}
 
     class Config(quantization.QuantizeConfig):
-        def __init__(self, kernel, step, bounds):
-            self.kernel, self.step, self.bounds = kernel, step, bounds
+        def __init__(self, kernel, steps, bounds):
+            self.kernel, self.steps, self.bounds = kernel, steps, bounds
 
         def get_weights_and_quantizers(self, layer):
-            if self.step is None:
+            if self.steps is None:
                 return []
-            return [(getattr(layer, self.kernel), Weights(self.step))]
+            kernel, bias = Weights(self.steps[0], True), Weights(self.steps[1], False)
+            return [(getattr(layer, self.kernel), kernel), (layer.bias, bias)]
 
         def get_activations_and_quantizers(self, layer):
             return []
@@ -380,6 +391,7 @@ def _rounding():
         def set_quantize_weights(self, layer, quantize_weights):
             if quantize_weights:
                 setattr(layer, self.kernel, quantize_weights[0])
+                layer.bias = quantize_weights[1]
 
         def set_quantize_activations(self, layer, quantize_activations):
             pass
@@ -388,13 +400,13 @@ def _rounding():
             return [Maps(*self.bounds)] if self.bounds else []
 
         def get_config(self):
-            return {"kernel": self.kernel, "step": self.step, "bounds": self.bounds}
+            return {"kernel": self.kernel, "steps": self.steps, "bounds": self.bounds}
 
-    def wrap(layer, bounds, step):
+    def wrap(layer, bounds, steps):
         kernel = "depthwise_kernel" if hasattr(layer, "depthwise_kernel") else "kernel"
         # the parts of a split keep the range of the whole
         bounds = None if isinstance(layer.output, list) else bounds
-        return quantization.QuantizeWrapperV2(layer, Config(kernel, step, bounds))
+        return quantization.QuantizeWrapperV2(layer, Config(kernel, steps, bounds))
 
     return wrap
 
