@@ -478,7 +478,7 @@ def _parser():
     option("--target", choices=TARGETS, default="tflm", help="device that the file is for")
     help = "data set that the model was trained on, or a folder of photos (without masks)"
     option("--calibration", type=Path, required=True, metavar="DATA", help=help)
-    also(option, "calibrate")
+    also(option, "calibrate and, with --qat, train")
     option("--layout", choices=LAYOUTS, help="of DATA (default: found by looking)")
     option("--protocol", choices=PROTOCOLS, help=f"{protocols} (default: RUN's or date)")
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")

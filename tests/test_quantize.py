@@ -274,7 +274,7 @@ def test_trained_file_is_near_the_float_model(dataset, photos):
     lines = []
     form = {"epochs": 1, "batch_size": 4}
     data = train_quantized(
-        network(), SIZE, dataset, split_of(dataset), progress=lines.append, **form
+        network(), SIZE, photos, [(dataset, split_of(dataset))], progress=lines.append, **form
     )
     check_int8(data)
     assert len(lines) == 1 and lines[0].startswith("quantization: epoch 1 of 1, loss")
@@ -295,19 +295,19 @@ def kernels(data):
 
 
 @pytest.mark.slow
-def test_pruned_weights_are_zero_in_the_file(dataset):
+def test_pruned_weights_are_zero_in_the_file(dataset, photos):
     form = {"epochs": 2, "batch_size": 4, "prune": 0.5}
     model = network(variant="baseline")
-    data = train_quantized(model, SIZE, dataset, split_of(dataset), **form)
+    data = train_quantized(model, SIZE, photos, [(dataset, split_of(dataset))], **form)
     zeros = [(kernel == 0).mean() for kernel in kernels(data) if kernel.size >= 32]
     assert min(zeros) >= 0.49
 
 
 @pytest.mark.slow
-def test_clustered_filters_have_few_values_in_the_file(dataset):
+def test_clustered_filters_have_few_values_in_the_file(dataset, photos):
     form = {"epochs": 1, "batch_size": 4, "cluster": 4}
     model = network(variant="baseline")
-    data = train_quantized(model, SIZE, dataset, split_of(dataset), **form)
+    data = train_quantized(model, SIZE, photos, [(dataset, split_of(dataset))], **form)
     values = [len(np.unique(row)) for kernel in kernels(data) for row in kernel]
     assert max(values) <= 4
 
@@ -336,7 +336,7 @@ def test_bad_arguments(arguments, message):
 )
 def test_bad_training(arguments, message):
     with pytest.raises(ValueError, match=message):
-        train_quantized(network(), SIZE, None, None, **arguments)
+        train_quantized(network(), SIZE, np.zeros((2, *SIZE, 3), "uint8"), [], **arguments)
 
 
 def test_bad_dtype():

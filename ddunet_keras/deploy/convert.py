@@ -67,15 +67,15 @@ class Photos:
         test: uint8 (m, height, width, 3), that the file is verified on.
         masks: uint8 (m, height, width) labels of `test`, or None for photos without masks.
         about: settings, for the report.
-        dataset, split: for quantization-aware training; None for photos without masks.
+        parts: pairs of a dataset and its `Split`, for quantization-aware training; none for photos
+            without masks.
     """
 
     calibration: np.ndarray
     test: np.ndarray
     masks: np.ndarray | None
     about: dict
-    dataset: object = None
-    split: object = None
+    parts: tuple = ()
 
 
 def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0, also=()) -> Photos:
@@ -84,7 +84,7 @@ def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0, also=
 
     Args:
         also: pairs of a further dataset and its `Split`; up to a quarter of `count` more photos to
-            calibrate with, from the training part of each.
+            calibrate with, from the training part of each, and to train on with `qat_epochs`.
 
     Raises:
         DataError: the split does not fit the data set, or an image cannot be read.
@@ -113,7 +113,7 @@ def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0, also=
     }
     test = np.stack([resize_image(image, size) for image, _ in pairs])
     masks = np.stack([resize_labels(labels, size) for _, labels in pairs])
-    return Photos(calibration, test, masks, about, dataset, split)
+    return Photos(calibration, test, masks, about, ((dataset, split), *also))
 
 
 def plain_photos(paths, size, *, count=200, verify=32, seed=0) -> Photos:
@@ -215,7 +215,7 @@ def convert(
         )
     if (prune or cluster) and not qat_epochs:
         raise ValueError("`prune` and `cluster` act in training: give `qat_epochs` as well")
-    if qat_epochs and photos.dataset is None:
+    if qat_epochs and not photos.parts:
         raise DataError("quantization-aware training needs a data set with masks, not photos alone")
 
     say("comparing the deploy graph with the model")
@@ -229,8 +229,8 @@ def convert(
         plain = quantize.train_quantized(
             model,
             size,
-            photos.dataset,
-            photos.split,
+            photos.calibration,
+            photos.parts,
             epochs=qat_epochs,
             io=io,
             prune=prune,
