@@ -160,8 +160,8 @@ def train_quantized(
     round them; the model's own probabilities on mildly augmented training images are the targets,
     so that its masks are kept, and masks are not needed. It starts from the file that `quantize`
     gives and counts weights in steps of its grid, so that one rate suits them all. The ranges of
-    maps stay: learned ones lowered the loss by a quarter, but photos of new days suffered whose
-    maps go beyond.
+    maps stay: learned ones (LSQ) lowered the loss by a quarter, but masks of new days agreed no
+    better.
 
     Args:
         model, size, head, output: as in `build_graph`.
