@@ -79,7 +79,7 @@ def test_photos_are_warped_and_resized_as_by_pillow():
     rng, shape = np.random.default_rng(0), (40, 56)
     images = rng.integers(0, 256, (3, *shape, 3), dtype="uint8")
     labels = rng.integers(0, 2, (3, 5, 7), dtype="uint8").repeat(8, 1).repeat(8, 2)
-    photos = np.concatenate([images, labels[..., None]], -1).view("<u4")[..., 0]
+    photos = np.stack(list(map(train_on_gpu.packed, images, labels)))
     draws = [swinyseg_draw(seed, shape) for seed in range(4)]
     transforms = np.array([np.column_stack(draw) for draw in draws], "float32")
     chosen = np.array([2, 0, 1, 0], "int32")

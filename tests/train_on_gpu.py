@@ -99,7 +99,7 @@ def _network():
     pointwise.defvjp(lambda m, k: (product(m, k), (m, k)), pointwise_backward)
 
     def enlarge(maps):
-        rows, columns = (jnp.asarray(_doubling(n), maps.dtype) for n in maps.shape[2:])
+        rows, columns = (jnp.asarray(resampling(n, 2 * n), maps.dtype) for n in maps.shape[2:])
         return jnp.einsum("ih,bchj->bcij", rows, jnp.einsum("bchw,jw->bchj", maps, columns))
 
     class Network:
@@ -222,12 +222,6 @@ def _network():
     return Network, loss
 
 
-def _doubling(size):
-    """(2 size, size) weights of bilinear doubling with half-pixel centres."""
-    places = ((np.arange(2 * size) + 0.5) / 2 - 0.5).clip(0, size - 1)
-    return np.maximum(0, 1 - abs(places[:, None] - np.arange(size))).astype("float32")
-
-
 # === Training ===
 
 
@@ -260,15 +254,15 @@ def listing(data, protocol, seed):
     return dataset, train, originals
 
 
+def packed(image, labels):
+    """Red, green, blue and label of every pixel, a byte each of uint32 (h, w)."""
+    return np.dstack([image, labels]).view("<u4")[..., 0]
+
+
 def load(dataset, train):
-    """Red, green, blue and label of every pixel, a byte each of uint32 (n, h, w)."""
-
-    def packed(name):
-        image, labels = dataset.load(dataset.find(name))
-        return np.dstack([image, labels]).view("<u4")[..., 0]
-
+    """The training images, `packed`: uint32 (n, h, w)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside Python's lock
-        photos = list(pool.map(packed, train))
+        photos = list(pool.map(lambda name: packed(*dataset.load(dataset.find(name))), train))
     if len({photo.shape for photo in photos}) > 1 or max((p >> 24).max() for p in photos) > 1:
         raise DataError(
             f"{dataset.root}: has photos of several sizes or pixels to ignore, for which use "
@@ -401,19 +395,18 @@ def train(data, start, out, options):
     if not 0 <= options.fresh <= (1 if originals else 0):
         have = f"{len(originals)} of {len(listed)} training images are no augmentations"
         raise ValueError(f"--fresh {options.fresh:g}: must lie in [0, 1], and {have}")
-    shape = dataset.load(dataset.samples[0])[1].shape
+    shape = dataset.load(dataset.find(listed[0]))[1].shape
     tall, wide = (resampling(side, options.size) for side in shape)
     say(f"{len(listed)} images on {jax.devices()[0]}; compiling, which takes a minute or two")
     with ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(load, dataset, listed)
         images = jax.ShapeDtypeStruct((len(listed), *shape), "uint32")
-        inputs = (state_of(flat, moving_flat), images, *draw(1), np.float32(0), np.float32(0))
+        state = state_of(flat, moving_flat)
+        inputs = (state, images, *draw(1), np.float32(0), np.float32(0))
         compiled = jax.jit(step, donate_argnums=0).lower(*inputs).compile()
         photos = jax.device_put(loaded.result())
     say("compiled")
-    state = run(state_of(flat, moving_flat), 0.0)
-    state[0].block_until_ready()
-    state, begin, written = state_of(flat, moving_flat), time.time(), time.time()
+    begin = written = time.time()
     steps = epoch = 0
     seconds = began + 60 * options.minutes - begin
     if seconds <= 0:

@@ -333,6 +333,9 @@ def swinyseg_draw(seed, size) -> tuple[np.ndarray, np.ndarray]:
     Args:
         seed: of the draw; an integer or a NumPy `Generator`.
         size: (height, width) of the image, pixels.
+
+    Returns:
+        (2, 2), and (x, y) in pixels.
     """
     random = np.random.default_rng(seed)
     flip = np.diag(random.choice([-1.0, 1.0], 2))

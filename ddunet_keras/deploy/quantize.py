@@ -174,8 +174,8 @@ def train_quantized(
             filters have scales of their own, those of each filter. Neither touches depthwise
             kernels, which hold few of the weights.
         seed: of order and augmentation.
-        batch_size, learning_rate: of Adam, in pruning and clustering; the rate falls to zero as a
-            cosine.
+        batch_size: of each stage.
+        learning_rate: of Adam, in pruning and clustering; it falls to zero as a cosine.
         rounding_rate: the same in quantization, where weights are counted in steps of the int8
             grid: by so many steps one may change in a batch at first. With a third or three times
             this rate the loss ends alike, with ten times it rises at first.
@@ -235,10 +235,10 @@ def train_quantized(
     else:
         # what is trained is the file: it starts from the best that rounding can do
         data = _best_rounding(_quantize(plain, ranges, io), plain, images, head)
-    keep, keywords["rate"] = bool(prune or cluster), rounding_rate
+    keywords["rate"] = rounding_rate
     if teacher.output_shape[-1] == 1 and output != "logits":
         keywords["limits"] = _LOGITS["LOGISTIC" if output == "probability" else "GREATER_EQUAL"]
-    data = _rounded(student, data, named, keep, teacher, pipeline, keywords)
+    data = _rounded(student, data, named, bool(prune or cluster), teacher, pipeline, keywords)
     return _finish(data, plain, images, head)
 
 
