@@ -97,6 +97,65 @@ def test_kernels_agree_on_the_scale_of_every_product(head, photos):
     assert found >= (21 if head == "matmul" else 29)
 
 
+@pytest.mark.parametrize("head", ["multiply", "matmul"])
+def test_training_rounds_every_map_as_the_file_does(head, photos):
+    """The converter unites ranges where an operator has one scale; training must know of it."""
+    plain = module._convert(build_graph(network(), SIZE, head=head))
+    ranges = module._ranges(plain, photos)
+    file = read_tflite(module._quantize(plain, dict(ranges), "int8")).subgraphs[0].tensors
+    scales = {t.name: t.quantization.scale for t in file if t.quantization is not None}
+    (graph,) = read_tflite(plain).subgraphs
+    tensors, compared = graph.tensors, 0
+    for index, (low, high) in ranges.items():
+        if tensors[index].name in scales and index not in graph.outputs:  # 1/256, always
+            np.testing.assert_allclose((high - low) / 255, scales[tensors[index].name], rtol=1e-6)
+            compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("head", ["multiply", "matmul"])
+def test_the_generated_bias_takes_up_what_it_can_foresee(head, photos):
+    """Errors of a whole image that follow from what the head sees vanish on other photos, too."""
+    model = DDUNet((32, 32, 3), base_channels=2)
+    block = model.get_layer("head_1")
+    for layer in (block.bias_1, block.bias_2):  # an untrained head sees little, and says less
+        layer.set_weights([4 * w for w in layer.get_weights()])
+    network_graph = build_graph(model, SIZE, head=head, output="logits")
+    plain = module._convert(build_graph(model, SIZE, head=head))
+    file = read_tflite(module._quantize(plain, module._ranges(plain, photos), "int8"))
+    (graph,) = file.subgraphs
+    (generator,) = (
+        operator
+        for operator in graph.operators
+        if "bias_2" in graph.tensors[operator.outputs[0]].name.decode()
+    )
+    kernel = constant(file, graph, generator.inputs[1])
+    wrong = kernel.astype("int16") + np.resize([-60, 60, 0, 40], kernel.shape)
+    module._set_constant(file, generator.inputs[1], np.clip(wrong, -127, 127).astype("int8"))
+
+    many = np.concatenate([255 - photos, photos[:, ::-1] // 2, photos[:, :, ::-1], photos])
+    tints = np.random.default_rng(1).uniform(0.3, 1, (len(many), 1, 1, 3))
+    many = (many * tints).astype("uint8")
+
+    def spread(data):
+        raw, *_ = run(data, many[1::2].astype("int16") - 128)
+        p = np.clip((raw + 128.0) / 256, 1 / 256, 1 - 1 / 256)
+        right = [network_graph(x[None].astype("float32") - 128) for x in many[1::2]]
+        right = np.concatenate([np.array(x) for x in right])
+        errors, near = np.log(p / (1 - p)) - right, np.abs(right) < 0.7
+        return np.std([e[n].mean() for e, n in zip(errors, near, strict=True) if n.any()])
+
+    before = write_tflite(file)
+    after = module._refit_bias(before, plain, many[::2], head)
+    assert spread(after) < 0.5 * spread(before)
+
+
+def test_a_static_head_generates_no_bias(photos):
+    plain = module._convert(build_graph(network(variant="dmsc"), SIZE))
+    data = bytes(module._quantize(plain, module._ranges(plain, photos), "int8"))
+    assert module._refit_bias(data, plain, photos, "multiply") == data
+
+
 def test_kernels_agree_on_the_scale_of_every_relu(photos):
     model = read_tflite(quantize(network(), SIZE, photos))
     tensors, ratios = model.subgraphs[0].tensors, []

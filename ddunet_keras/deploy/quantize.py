@@ -1,11 +1,11 @@
 """From the deploy graph to flatbuffers: float32, float16, and int8 after or with training.
 
-Post-training quantization is done in five steps, each of which was measured to lower the error of
+Post-training quantization is done in six steps, each of which was measured to lower the error of
 the mask: channels are equalized (`graph.equalization`), the range of each map is cut at its
 quantiles, weights are rounded so that their errors cancel on the calibration images (GPTQ, Frantar
 et al., ICLR 2023), biases take up the mean error that is left (Nagel et al., ICCV 2019, section
-4.2), and the threshold of the mask is moved to where it lies in float. TensorFlow's converter does
-the rest.
+4.2), the dynamic head's generated bias takes up what it can foresee of an image's own error, and
+the threshold of the mask is moved to where it lies in float. TensorFlow's converter does the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _LOGITS = {"LOGISTIC": (-6.24, 6.24), "GREATER_EQUAL": (-1.0, 1.0)}
 # of the ranges of what has few values for each image, whose extremes a hundred images do not show;
 # with 1, the bundled model's 4-channel sibling lost 18 % of the pixels of some images of new dates
 _MARGIN = 1.4
+_SHARING = ("AVERAGE_POOL_2D", "PAD", "RESHAPE", "SPLIT")  # output and input have one scale
 _BINS = 4096
+_NEAR = 0.7  # logits this near to their threshold: errors there move the mask, and none is cut off
+_RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0)  # with some 200 photos
 _MANY = 100  # photos for what a mean is taken over; those for the roundings are fewer, for time
 
 
@@ -622,6 +625,24 @@ def _exact(model, ranges):
     return exact
 
 
+def _shared(model, ranges):
+    """The ranges as the converter unites them where an operator has one scale, for training to
+    round as the file does."""
+    graph = model.subgraphs[0]
+    makers = _makers(graph)
+    for operator in graph.operators:
+        if operator_name(model, operator) == "CONCATENATION":
+            parts = [index for index in operator.inputs if index in ranges]
+            pools = [makers[i] for i in parts if operator_name(model, makers[i]) in _SHARING]
+            parts += [pool.inputs[0] for pool in pools]
+            ranges.update(dict.fromkeys(parts, ranges[operator.outputs[0]]))
+    for operator in graph.operators:
+        if operator_name(model, operator) in _SHARING:
+            source = next(index for index in operator.inputs if index in ranges)
+            ranges.update(dict.fromkeys(operator.outputs, ranges[source]))
+    return ranges
+
+
 def _makers(graph):
     """Index of each computed tensor -> its operator; of several outputs, the first's alone."""
     return {operator.outputs[0]: operator for operator in graph.operators}
@@ -693,7 +714,7 @@ def _ranges(plain, images):
         if name == "SOFTMAX":
             ranges[output] = 0.0, 255 / 256  # its scale is fixed
             continue
-        if name in ("SPLIT", "RESHAPE", "AVERAGE_POOL_2D"):
+        if name in _SHARING:
             ranges.update(dict.fromkeys(operator.outputs, inputs[0]))
         if name in _LOGITS:
             ranges[logits := operator.inputs[0]] = least, most = _LOGITS[name]
@@ -709,7 +730,7 @@ def _ranges(plain, images):
         least = math.prod(widths) / 255 if name == "MUL" else max(widths) / 1000
         low, high = ranges[output]
         ranges[output] = low, max(high, low + least)
-    return _exact(model, ranges)
+    return _shared(model, _exact(model, ranges))
 
 
 def _convolutions(int8, plain):
@@ -836,6 +857,7 @@ def _correct_biases(data, plain, images, head, steps=12):
 
 
 def _finish(data, plain, images, head):
+    data = _refit_bias(data, plain, images, head)
     data = _center_threshold(data, plain, _some(images, _MANY), head)
     return _fuse_activations(data) if head == "matmul" else data
 
@@ -866,6 +888,67 @@ def _fuse_activations(data):
     return write_tflite(model)
 
 
+def _refit_bias(data, plain, images, head):
+    """Fits the last layer of the dynamic head's bias anew, on what the int8 network gives it.
+
+    About half of the error of two classes' logits near their threshold is one shift for a whole
+    image, as maps of a smooth sky are rounded alike everywhere. The head knows the means of its
+    maps, and so can foresee a part of the shift: ridge regression on the hidden layer, its strength
+    chosen by leaving photos out, one by one.
+    """
+    model, original = read_tflite(data), read_tflite(plain)
+    graph = model.subgraphs[0]
+    makers = _makers(graph)
+    ends = [
+        operator.inputs[0]
+        for each in (model, original)
+        for operator in each.subgraphs[0].operators
+        if operator_name(each, operator) in _LOGITS
+    ]
+    if not ends or operator_name(model, makers[ends[0]]) != "ADD":
+        return data  # more than two classes, or a static head
+    logits, twin = ends
+    hidden, kernel = makers[makers[logits].inputs[1]].inputs[:2]
+    features, shifts, counts = [], [], []
+    rounded = _run(data, images, [hidden, logits] if head == "matmul" else ())
+    for value, truth in zip(rounded, _run(plain, images), strict=True):
+        expected = truth(twin)
+        near = np.abs(expected) < _NEAR
+        errors = (_real(graph, logits, value(logits)) - expected)[near]
+        features.append(_real(graph, hidden, value(hidden)).ravel())
+        shifts.append(errors.mean() if errors.size else 0.0)
+        counts.append(errors.size)
+    x, weight = np.array(features, "float64"), np.array(counts, "float64")
+    if not weight.any():
+        return data
+    weight /= weight.mean()
+    spread = np.maximum(x.std(0), 1e-6)
+    z = np.sqrt(weight)[:, None] * (x - np.average(x, 0, weight)) / spread
+    shifts = np.sqrt(weight) * (shifts - np.average(shifts, weights=weight))
+    best, slopes = 0.9 * (shifts**2).sum(), None  # left out, a photo must gain by a tenth
+    for ridge in _RIDGES:
+        solver = np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T)
+        left_out = (shifts - z @ (solver @ shifts)) / (1 - (z * solver.T).sum(1))
+        if (error := (left_out**2).sum()) < best:
+            best, slopes = error, solver @ shifts / spread
+    if slopes is None:
+        return data
+    scale = graph.tensors[kernel].quantization.scale[0]
+    whole = constant(model, graph, kernel)
+    wanted = whole.reshape(1, 1, -1) - slopes / scale
+    centered = x - x.mean(0)
+    moments = (centered.T @ centered / len(x))[None]
+    whole = _gptq(wanted, moments).reshape(whole.shape).astype("int8")
+    _set_constant(model, kernel, whole)
+    return write_tflite(model)
+
+
+def _real(graph, index, value):
+    """What an int8 tensor stands for."""
+    quantization = graph.tensors[index].quantization
+    return quantization.scale[0] * (value.astype("float32") - quantization.zeroPoint[0])
+
+
 def _center_threshold(data, plain, images, head):
     """Shifts the logits of two classes so that their threshold, zero, lies where it does in float.
 
@@ -880,13 +963,12 @@ def _center_threshold(data, plain, images, head):
         name, logits = operator_name(model, operator), operator.inputs[0]
         if name not in _LOGITS:
             continue
-        quantization, errors = graph.tensors[logits].quantization, []
-        step, zero = quantization.scale[0], quantization.zeroPoint[0]
+        step, errors = graph.tensors[logits].quantization.scale[0], []
         rounded = _run(data, images, [logits] if head == "matmul" else ())
         for value, truth in zip(rounded, _run(plain, images), strict=True):
             expected = truth(twins[name])
-            near = np.abs(expected) < 0.7  # there neither is cut off
-            errors.append((step * (value(logits).astype("float32") - zero) - expected)[near])
+            near = np.abs(expected) < _NEAR
+            errors.append((_real(graph, logits, value(logits)) - expected)[near])
         errors = np.concatenate(errors)
         maker = makers[logits]
         if operator_name(model, maker) == "ADD":  # of the dynamic head's sum and bias
