@@ -168,6 +168,14 @@ def test_training_needs_masks(model, skies, tmp_path):
         convert(model, photos, tmp_path / "sky.tflite", size=SIZE, qat_epochs=1)
 
 
+@pytest.mark.parametrize("settings", [{"output": "mask"}, {"io": "int8"}])
+def test_what_mediapipe_cannot_read_is_refused_at_once(settings, model, photos, tmp_path):
+    said, out = [], tmp_path / "sky.tflite"
+    with pytest.raises(DataError, match="MediaPipe takes files with"):
+        convert(model, photos, out, size=SIZE, target="android", progress=said.append, **settings)
+    assert not said
+
+
 @pytest.mark.parametrize("scale, unsure", [(1, False), (0.001, True)])
 def test_a_file_that_fails_is_not_written(scale, unsure, photos, tmp_path, monkeypatch):
     """The file of another network in place of the model's own."""

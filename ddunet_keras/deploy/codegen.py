@@ -88,6 +88,9 @@ alignas(16) const unsigned char {name}[] = {{
 const size_t {name}_size = sizeof({name});
 """
 
+MEDIAPIPE = "MediaPipe takes files with uint8 or float32 input (--io) and probabilities or logits"
+"""What the metadata asks of a file."""
+
 
 def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[Path, Path]:
     """Writes a `.tflite` file as C sources that a microcontroller's firmware compiles in.
@@ -211,9 +214,7 @@ def add_metadata(
     kind, num_classes = check_segmenter(model)
     source, result = _ends(model)
     if source.type == schema.TensorType.INT8 or kind == "mask":
-        raise DataError(
-            "MediaPipe takes files with uint8 or float32 input (--io) and probabilities or logits"
-        )
+        raise DataError(MEDIAPIPE)
     channels = result.shape[3]
     labels = list(labels or class_names(num_classes)[-channels:])
     if len(labels) != channels:

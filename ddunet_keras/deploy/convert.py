@@ -207,6 +207,8 @@ def convert(
     out, say = Path(out), progress or (lambda line: None)
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
+    if wanted.metadata and (io == "int8" or output == "mask"):
+        raise DataError(codegen.MEDIAPIPE)
     if (ram or c_array) and target != "tflm":
         raise ValueError(f"`ram` and `c_array` are for target tflm. Received: target={target!r}")
     if precision != "int8" and (qat_epochs or prune or cluster or ram or io != "float32"):
