@@ -25,7 +25,7 @@ from ddunet_keras.images import resize_image
 
 from .flatbuffer import constant, dtype_name, operator_name, read_tflite, write_tflite
 from .graph import GRID, build_graph, check_graph, equalization
-from .verify import _encode, _interpreter, _invoke
+from .verify import _dequantize, _encode, _interpreter, _invoke
 
 IO = ("int8", "uint8", "float32")
 QUANTILE = 1e-4
@@ -888,6 +888,24 @@ def _fuse_activations(data):
     return write_tflite(model)
 
 
+def _logits(model):
+    """Index of the logits of two classes, which the last operators make an output; else None."""
+    ends = (op for op in model.subgraphs[0].operators if operator_name(model, op) in _LOGITS)
+    return next((operator.inputs[0] for operator in ends), None)
+
+
+def _logit_errors(data, plain, images, head, others=()):
+    """Yields for each image the errors of two classes' logits near their threshold, and a function
+    for the values of `others`, as `_run` does."""
+    model = read_tflite(data)
+    logits, twin = _logits(model), _logits(read_tflite(plain))
+    rounded = _run(data, images, [*others, logits] if head == "matmul" else ())
+    for value, truth in zip(rounded, _run(plain, images), strict=True):
+        expected = truth(twin)
+        found = _dequantize(model.subgraphs[0].tensors[logits], value(logits))
+        yield (found - expected)[np.abs(expected) < _NEAR], value
+
+
 def _refit_bias(data, plain, images, head):
     """Fits the last layer of the dynamic head's bias anew, on what the int8 network gives it.
 
@@ -896,26 +914,15 @@ def _refit_bias(data, plain, images, head):
     maps, and so can foresee a part of the shift: ridge regression on the hidden layer, its strength
     chosen by leaving photos out, one by one.
     """
-    model, original = read_tflite(data), read_tflite(plain)
+    model = read_tflite(data)
     graph = model.subgraphs[0]
-    makers = _makers(graph)
-    ends = [
-        operator.inputs[0]
-        for each in (model, original)
-        for operator in each.subgraphs[0].operators
-        if operator_name(each, operator) in _LOGITS
-    ]
-    if not ends or operator_name(model, makers[ends[0]]) != "ADD":
+    makers, logits = _makers(graph), _logits(model)
+    if logits is None or operator_name(model, makers[logits]) != "ADD":
         return data  # more than two classes, or a static head
-    logits, twin = ends
     hidden, kernel = makers[makers[logits].inputs[1]].inputs[:2]
     features, shifts, counts = [], [], []
-    rounded = _run(data, images, [hidden, logits] if head == "matmul" else ())
-    for value, truth in zip(rounded, _run(plain, images), strict=True):
-        expected = truth(twin)
-        near = np.abs(expected) < _NEAR
-        errors = (_real(graph, logits, value(logits)) - expected)[near]
-        features.append(_real(graph, hidden, value(hidden)).ravel())
+    for errors, value in _logit_errors(data, plain, images, head, [hidden]):
+        features.append(_dequantize(graph.tensors[hidden], value(hidden)).ravel())
         shifts.append(errors.mean() if errors.size else 0.0)
         counts.append(errors.size)
     x, weight = np.array(features, "float64"), np.array(counts, "float64")
@@ -943,35 +950,21 @@ def _refit_bias(data, plain, images, head):
     return write_tflite(model)
 
 
-def _real(graph, index, value):
-    """What an int8 tensor stands for."""
-    quantization = graph.tensors[index].quantization
-    return quantization.scale[0] * (value.astype("float32") - quantization.zeroPoint[0])
-
-
 def _center_threshold(data, plain, images, head):
     """Shifts the logits of two classes so that their threshold, zero, lies where it does in float.
 
     What the kernels round adds up to a mean error, and rounding to the nearest takes what lies up
     to half a step below the threshold for cloud.
     """
-    model, original = read_tflite(data), read_tflite(plain)
+    model = read_tflite(data)
     graph = model.subgraphs[0]
-    makers = _makers(graph)
-    twins = {operator_name(original, op): op.inputs[0] for op in original.subgraphs[0].operators}
-    for operator in graph.operators:
-        name, logits = operator_name(model, operator), operator.inputs[0]
-        if name not in _LOGITS:
-            continue
-        step, errors = graph.tensors[logits].quantization.scale[0], []
-        rounded = _run(data, images, [logits] if head == "matmul" else ())
-        for value, truth in zip(rounded, _run(plain, images), strict=True):
-            expected = truth(twins[name])
-            near = np.abs(expected) < _NEAR
-            errors.append((_real(graph, logits, value(logits)) - expected)[near])
-        errors = np.concatenate(errors)
-        maker = makers[logits]
-        if operator_name(model, maker) == "ADD":  # of the dynamic head's sum and bias
-            maker = makers[maker.inputs[0]]
-        _shift_bias(model, maker, -step / 2 - (errors.mean() if errors.size else 0))
+    makers, logits = _makers(graph), _logits(model)
+    if logits is None:
+        return data
+    errors = np.concatenate([near for near, _ in _logit_errors(data, plain, images, head)])
+    maker = makers[logits]
+    if operator_name(model, maker) == "ADD":  # of the dynamic head's sum and bias
+        maker = makers[maker.inputs[0]]
+    step = graph.tensors[logits].quantization.scale[0]
+    _shift_bias(model, maker, -step / 2 - (errors.mean() if errors.size else 0))
     return write_tflite(model)
