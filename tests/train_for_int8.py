@@ -1,0 +1,193 @@
+"""Trains a model on, so that rounding its maps to int8 moves its logits less.
+
+    python tests/train_for_int8.py DATA MODEL.keras OUT.keras --with-validation --also DATA2 SPLIT2
+
+About half of the pixels that int8 decides otherwise than float lie in a shift of the logits of a
+whole photo, as the maps of a smooth sky are rounded alike everywhere. Quantization-aware training
+has to follow a float model that is as it is. Here the float model itself changes: rounded with a
+random phase for each image and channel, its maps shall give the same logits, and unrounded ones
+the logits that they gave before. Masks are not needed, batch normalization keeps its averages.
+OUT is written after each epoch.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: I001  ddunet_keras comes before keras, as it sets how TensorFlow starts
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+from ddunet_keras import DataError, Pipeline, Split, load_model, make_split, open_dataset
+from ddunet_keras.data.datasets import Mixture
+from ddunet_keras.data.pipeline import Augmentation
+from ddunet_keras.files import first_line
+from ddunet_keras.layers import DMSC, DWBG
+from ddunet_keras.training import save_model
+
+import keras
+import numpy as np
+from keras import ops
+
+AUX_WEIGHTS = (1.0, 0.5, 0.2)
+CERTAIN = 6.24  # beyond it a probability in steps of 1/256 changes no more
+
+
+class Rounding(keras.layers.Layer):
+    """Rounds each channel to multiples of a step, from a random phase on; the gradient passes."""
+
+    def __init__(self, step, **kwargs):
+        super().__init__(**kwargs)
+        self.step = np.asarray(step, "float32")
+        self.random = keras.random.SeedGenerator(0)
+
+    def call(self, inputs):
+        shape = (ops.shape(inputs)[0], 1, 1, len(self.step))
+        phase = keras.random.uniform(shape, seed=self.random)
+        rounded = (ops.round(inputs / self.step + phase) - phase) * self.step
+        return inputs + ops.stop_gradient(rounded - inputs)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def rounded(model, images, noise):
+    """The model, on the same layers, with all maps rounded in steps of a share of their range.
+
+    Args:
+        model: a `DDUNet`.
+        images: batches of inputs, whose maps show the ranges.
+        noise: length of a step in 1/255 of a channel's range; behind a DMSC, which rounds several
+            maps inside, twice as long.
+    """
+    maps = [x for x in model.layers if not isinstance(x, (keras.layers.InputLayer, DWBG))]
+    inside = keras.Model(model.inputs[0], [layer.output for layer in maps])
+    ends = []  # of batches and maps: the channels' lowest and highest values, means over images
+    for batch in images:
+        values = map(ops.convert_to_numpy, inside(batch, training=False))
+        ends.append([(y.min((1, 2)).mean(0), y.max((1, 2)).mean(0)) for y in values])
+    steps = {}
+    for layer, values in zip(maps, zip(*ends, strict=True), strict=True):
+        low, high = np.mean(values, 0)
+        width = np.maximum(high, 0) - np.minimum(low, 0)
+        width = np.maximum(width, width.max() / 32 + 1e-6)  # as `equalization` bounds it
+        steps[layer.name] = width / 255 * noise * (2 if isinstance(layer, DMSC) else 1)
+
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        return Rounding(steps[layer.name])(outputs) if layer.name in steps else outputs
+
+    return keras.models.clone_model(model, clone_function=lambda x: x, call_function=call)
+
+
+class Robust(keras.Model):
+    """Trains `model`; predicts nothing.
+
+    The loss is the Kullback-Leibler divergence from the logits' first probabilities, and `weight`
+    times that which the rounding brings, to second order.
+    """
+
+    def __init__(self, model, teacher, noisy, weight):
+        super().__init__()
+        self.model, self.teacher, self.noisy, self.weight = model, teacher, noisy, weight
+        teacher.trainable = False
+        self.drift, self.noise = keras.metrics.Mean("drift"), keras.metrics.Mean("noise")
+
+    def call(self, inputs, training=None):
+        # without training: batch normalization keeps its averages, and so the deployed network
+        networks = (self.teacher, self.model, self.noisy)
+        return [keras.tree.flatten(network(inputs, training=False)) for network in networks]
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        drift = 0.0
+        for weight, truth, logits in zip(AUX_WEIGHTS, *y_pred[:2], strict=False):
+            truth = ops.clip(truth, -CERTAIN, CERTAIN)
+            drift += weight * ops.mean(_entropy(truth, logits) - _entropy(truth, truth))
+        logits, moved = y_pred[1][0], y_pred[2][0]
+        share = ops.sigmoid(logits)
+        curvature = ops.stop_gradient(share * (1 - share))
+        noise = ops.mean(curvature * ops.square(moved - logits)) / 2
+        self.drift.update_state(drift)
+        self.noise.update_state(noise)
+        return drift + self.weight * noise
+
+
+def _entropy(truth, logits):
+    return ops.softplus(logits) - ops.sigmoid(truth) * logits
+
+
+class Keep(keras.callbacks.Callback):
+    def __init__(self, network, out):
+        super().__init__()
+        self.network, self.out = network, out
+
+    def on_epoch_end(self, epoch, logs=None):
+        save_model(self.network, self.out)
+
+
+def train(model, pipeline, out, *, epochs, learning_rate, noise, weight):
+    """Trains a two-class `DDUNet` on, and writes it after each epoch; returns Keras's history."""
+    teacher = keras.models.clone_model(model)
+    teacher.set_weights(model.get_weights())
+    some = itertools.islice(pipeline.data(), min(12, pipeline.steps))
+    noisy = rounded(model, [images for images, _ in some], noise)
+    network, steps = Robust(model, teacher, noisy, weight), pipeline.steps
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, (epochs - 1) * steps), warmup_target=learning_rate, warmup_steps=steps
+    )
+    network.compile(keras.optimizers.Adam(rate))
+    return network.fit(
+        pipeline.data(),
+        steps_per_epoch=steps,
+        epochs=epochs,
+        shuffle=False,  # the pipeline does
+        callbacks=[Keep(model, out)],
+        verbose=2,
+    )
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model", type=Path, help=".keras file of two classes")
+    parser.add_argument("out", type=Path, help=".keras file")
+    parser.add_argument("--protocol", default="date", help="paper, capture or date")
+    parser.add_argument("--with-validation", action="store_true", help="train on that part as well")
+    parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATA", "SPLIT"))
+    parser.add_argument("--size", type=int, default=128, help="multiple of 16")
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--noise", type=float, default=2.6, help="steps in 1/255 of a range")
+    parser.add_argument("--weight", type=float, default=10, help="of the rounding's loss")
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.suffix != ".keras":
+            raise DataError(f"{options.out}: the name of the trained model must end in .keras")
+        model = load_model(options.model)
+        if model.num_classes != 2:
+            raise DataError(f"{options.model}: has {model.num_classes} classes; 2 were expected")
+        size = (options.size, options.size)
+        model = model.resized((*size, 3), deep_supervision=len(model.outputs) > 1)
+        datasets = [open_dataset(options.data)]
+        splits = [make_split(datasets[0], options.protocol, 0)]
+        if options.with_validation:
+            splits = [splits[0].with_validation()]
+        for folder, path in options.also:
+            datasets.append(open_dataset(folder))
+            splits.append(Split.load(path))
+            splits[-1].check(datasets[-1])
+        names = [(index, name) for index, split in enumerate(splits) for name in split.train]
+        augmentation = Augmentation(
+            crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+        )
+        pipeline = Pipeline(Mixture(*datasets), names, size, augmentation=augmentation)
+        settings = {key: getattr(options, key) for key in ("epochs", "noise", "weight")}
+        train(model, pipeline, options.out, learning_rate=options.learning_rate, **settings)
+    except (DataError, ValueError) as error:
+        parser.exit(2, f"error: {first_line(error)}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
