@@ -20,17 +20,14 @@ from pathlib import Path
 
 from ddunet_keras import DataError, Pipeline, Split, load_model, make_split, open_dataset
 from ddunet_keras.data.datasets import Mixture
-from ddunet_keras.data.pipeline import Augmentation
+from ddunet_keras.deploy.quantize import _LOGITS, MILD
 from ddunet_keras.files import first_line
 from ddunet_keras.layers import DMSC, DWBG
-from ddunet_keras.training import save_model
+from ddunet_keras.training import RECIPES, save_model
 
 import keras
 import numpy as np
 from keras import ops
-
-AUX_WEIGHTS = (1.0, 0.5, 0.2)
-CERTAIN = 6.24  # beyond it a probability in steps of 1/256 changes no more
 
 
 class Rounding(keras.layers.Layer):
@@ -99,9 +96,9 @@ class Robust(keras.Model):
         return [keras.tree.flatten(network(inputs, training=False)) for network in networks]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        drift = 0.0
-        for weight, truth, logits in zip(AUX_WEIGHTS, *y_pred[:2], strict=False):
-            truth = ops.clip(truth, -CERTAIN, CERTAIN)
+        drift, weights = 0.0, RECIPES["default"].aux_weights
+        for weight, truth, logits in zip(weights, *y_pred[:2], strict=False):
+            truth = ops.clip(truth, *_LOGITS["LOGISTIC"])
             drift += weight * ops.mean(_entropy(truth, logits) - _entropy(truth, truth))
         logits, moved = y_pred[1][0], y_pred[2][0]
         share = ops.sigmoid(logits)
@@ -116,15 +113,6 @@ def _entropy(truth, logits):
     return ops.softplus(logits) - ops.sigmoid(truth) * logits
 
 
-class Keep(keras.callbacks.Callback):
-    def __init__(self, network, out):
-        super().__init__()
-        self.network, self.out = network, out
-
-    def on_epoch_end(self, epoch, logs=None):
-        save_model(self.network, self.out)
-
-
 def train(model, pipeline, out, *, epochs, learning_rate, noise, weight):
     """Trains a two-class `DDUNet` on, and writes it after each epoch; returns Keras's history."""
     teacher = keras.models.clone_model(model)
@@ -136,12 +124,13 @@ def train(model, pipeline, out, *, epochs, learning_rate, noise, weight):
         0.0, max(1, (epochs - 1) * steps), warmup_target=learning_rate, warmup_steps=steps
     )
     network.compile(keras.optimizers.Adam(rate))
+    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, out))
     return network.fit(
         pipeline.data(),
         steps_per_epoch=steps,
         epochs=epochs,
         shuffle=False,  # the pipeline does
-        callbacks=[Keep(model, out)],
+        callbacks=[keep],
         verbose=2,
     )
 
@@ -179,10 +168,7 @@ def main(arguments=None):
             splits.append(Split.load(path))
             splits[-1].check(datasets[-1])
         names = [(index, name) for index, split in enumerate(splits) for name in split.train]
-        augmentation = Augmentation(
-            crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
-        )
-        pipeline = Pipeline(Mixture(*datasets), names, size, augmentation=augmentation)
+        pipeline = Pipeline(Mixture(*datasets), names, size, augmentation=MILD)
         settings = {key: getattr(options, key) for key in ("epochs", "noise", "weight")}
         train(model, pipeline, options.out, learning_rate=options.learning_rate, **settings)
     except (DataError, ValueError) as error:

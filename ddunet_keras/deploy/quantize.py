@@ -30,6 +30,10 @@ from .verify import _dequantize, _encode, _interpreter, _invoke
 IO = ("int8", "uint8", "float32")
 QUANTILE = 1e-4
 """Share of a map's values on the calibration images that its int8 range leaves out at each end."""
+MILD = Augmentation(
+    crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+)
+"""Of training images where a model's own probabilities are the targets."""
 
 # beyond these the output changes no more: not in steps of 1/256, or not at all
 _LOGITS = {"LOGISTIC": (-6.24, 6.24), "GREATER_EQUAL": (-1.0, 1.0)}
@@ -206,12 +210,9 @@ def train_quantized(
     plain = _convert(graph)
     ranges = _ranges(plain, images)
 
-    augmentation = Augmentation(
-        crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
-    )
     names = [(index, name) for index, (_, split) in enumerate(parts) for name in split.train]
     mixture = Mixture(*(dataset for dataset, _ in parts))
-    pipeline = Pipeline(mixture, names, size, batch_size, augmentation, seed)
+    pipeline = Pipeline(mixture, names, size, batch_size, MILD, seed)
     form["batch_size"] = pipeline.batch_size
     student = build_graph(model, size, output="logits", **form)
     teacher = build_graph(
