@@ -8,15 +8,15 @@ from pathlib import Path
 from ddunet_keras.files import DataError
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""A folder a model: NAME/NAME.keras, run.json, split.json, curves.png and README.md, its card."""
+"""A folder a model: NAME/NAME.keras, run.json, split.json, curves.png; README.md is their card."""
 
 PRESETS = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "e5a77060c7c60995d23e26c59903d24dd7cf9e873a7217a9a71181628f77eee9",
+        "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "d91e147ebca8c570437fa94346472b64458b05a3dc3028acdd2de66b53e5b949",
+        "tflite_sha256": "9d0c9bd2f521028b7e7284ad3c78bb1f5afe6606a2d6adf96ad93665f6fe3256",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
