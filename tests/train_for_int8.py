@@ -147,7 +147,9 @@ def main(arguments=None):
     parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATA", "SPLIT"))
     parser.add_argument("--size", type=int, default=128, help="multiple of 16")
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-4, help="4 channels need less: 2e-4"
+    )
     parser.add_argument("--noise", type=float, default=2.6, help="steps in 1/255 of a range")
     parser.add_argument("--weight", type=float, default=10, help="of the rounding's loss")
     options = parser.parse_args(arguments)
