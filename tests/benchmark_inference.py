@@ -16,6 +16,7 @@ import statistics
 import time
 
 from ddunet_keras import DDUNet
+from ddunet_keras.deploy.columns import merge_columns
 from ddunet_keras.deploy.convert import TARGETS
 from ddunet_keras.deploy.quantize import quantize
 
@@ -27,7 +28,7 @@ from ai_edge_litert.interpreter import Interpreter
 def litert(model, size, images):
     """A function that runs the int8 `cpu` file of `model` on one image."""
     data = quantize(model, size, images, head=TARGETS["cpu"].head, output="probability")
-    interpreter = Interpreter(model_content=data, num_threads=1)
+    interpreter = Interpreter(model_content=merge_columns(data), num_threads=1)
     interpreter.allocate_tensors()
     index = interpreter.get_input_details()[0]["index"]
     interpreter.set_tensor(index, (images[:1].astype("int16") - 128).astype("int8"))

@@ -215,7 +215,7 @@ def test_a_memory_pass_that_swaps_tensors_is_caught(files):
         operator.inputs = operator.inputs[::-1]
 
     result = verify(edited(data, swap), photos()[0], plain=data)
-    check = named(result, "memory passes")
+    check = named(result, "rewriting")
     assert check.passed is False and "values differ, most at image" in check.detail
     assert named(result, "TFLM").passed  # wrong, but the same everywhere
 
@@ -235,7 +235,7 @@ def test_a_memory_plan_that_overlaps_is_caught_and_named(files):
 
     data = files[0]
     result = verify(edited(data, plan), photos()[0], plain=data)
-    assert named(result, "memory passes").passed  # LiteRT does not read the plan
+    assert named(result, "rewriting").passed  # LiteRT does not read the plan
     check = named(result, "TFLM")
     assert check.passed is False and "memory plan" in check.detail
 

@@ -21,6 +21,7 @@ class Target:
         head: form of the dynamic head, see `graph.build_graph`.
         io: type of input and output by default.
         planned: whether operators are ordered and the arena is planned for TensorFlow Lite Micro.
+        merged: whether columns of narrow maps are merged for XNNPACK.
         metadata: whether the file carries what MediaPipe's ImageSegmenter reads.
         about: for `--help`.
     """
@@ -28,6 +29,7 @@ class Target:
     head: str
     io: str
     planned: bool = False
+    merged: bool = False
     metadata: bool = False
     about: str = ""
 
@@ -36,8 +38,10 @@ TARGETS = {
     "tflm": Target("multiply", "int8", planned=True, about="any microcontroller with TFLM"),
     "ethos-u": Target("multiply", "int8", about="input of Arm's Vela compiler"),
     "edgetpu": Target("multiply", "uint8", about="input of Coral's Edge TPU compiler"),
-    "android": Target("matmul", "uint8", metadata=True, about="MediaPipe's ImageSegmenter"),
-    "cpu": Target("matmul", "int8", about="LiteRT with XNNPACK: Raspberry Pi, PC"),
+    "android": Target(
+        "matmul", "uint8", merged=True, metadata=True, about="MediaPipe's ImageSegmenter"
+    ),
+    "cpu": Target("matmul", "int8", merged=True, about="LiteRT with XNNPACK: Raspberry Pi, PC"),
 }
 """Target -> what it asks for."""
 
@@ -195,7 +199,7 @@ def convert(
         DataError: `ram` is less than can be reached.
         ValueError: an argument is out of its range.
     """
-    from . import codegen, memory, quantize, targets, verify
+    from . import codegen, columns, memory, quantize, targets, verify
     from .graph import check_graph
 
     if target not in TARGETS:
@@ -248,6 +252,9 @@ def convert(
     if wanted.planned and precision == "int8":
         say("ordering the operators and planning the arena")
         data = memory.optimize(plain, ram=ram)
+    if wanted.merged and precision == "int8":
+        say("merging columns of narrow maps")
+        data = columns.merge_columns(plain)
     if wanted.metadata:
         data = codegen.add_metadata(data)
     layers = []

@@ -21,7 +21,7 @@ OUTPUTS = ("probability", "logits", "mask")
 GRID = 4
 """Rows and columns of parts of a large map: their means stand for its mean. Each is rounded on its
 own, and the layer behind adds them up before it rounds; one mean's rounding would move the logits
-of a whole image."""
+of a whole image. For a CPU a part is every 16th pixel, as XNNPACK has means but no pooling."""
 TOLERANCE = 1e-5
 """Largest difference of logits, over their range, that `check_graph` takes for rounding."""
 
@@ -131,7 +131,7 @@ def _assemble(
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
     if not isinstance(model, DDUNet):
         raise ValueError(f"`model` must be a DDUNet. Received: {type(model).__name__}")
-    build = _Builder(framework, model.upsampling, scales or {}, dtype)
+    build = _Builder(framework, model.upsampling, scales or {}, dtype, interleaved=head == "matmul")
     image = build.layers.Input(batch_shape=(batch_size, height, width, 3), name="image")
 
     kernel, bias = _folded(model.get_layer("stem").conv, model.get_layer("stem").norm)
@@ -247,9 +247,10 @@ class _Layers:
 class _Builder:
     """Makes layers of one framework with given weights; blocks are named as in the model."""
 
-    def __init__(self, framework, upsampling, scales, dtype):
+    def __init__(self, framework, upsampling, scales, dtype, interleaved):
         self.framework, self.layers = framework, _Layers(framework.layers, dtype)
         self.upsampling, self.scales, self.members = upsampling, scales, {}
+        self.interleaved = interleaved
 
     def scale(self, x):
         """The factors of the map's channels."""
@@ -319,9 +320,17 @@ class _Builder:
         return self.conv(x, kernel, bias, name, activation, padding="valid")
 
     def average(self, x, name, parts=GRID):
-        """Means of the parts of a map, `parts` to each side."""
-        if parts == 1:  # has a scale of its own in int8, other than the pooling of parts
+        """Means of the parts of a map, `parts` to each side: in int8 a mean has a scale of its own,
+        and pooling has that of the map."""
+        if parts == 1:
             layer = self.layers.GlobalAveragePooling2D(keepdims=True, name=name)
+        elif self.interleaved:
+            _, height, width, channels = x.tensor.shape
+            parts = parts**2
+            shape = (1, height * width // parts, parts * channels)
+            rows = self.layers.Reshape(shape, name=f"{name}_rows")(x.tensor)
+            means = self.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_means")(rows)
+            return _Map(self.layers.Reshape((parts, 1, channels), name=name)(means), x.streams)
         else:
             sides = [side // parts for side in x.tensor.shape[1:3]]
             layer = self.layers.AveragePooling2D(sides, name=name)
@@ -402,7 +411,7 @@ class _Builder:
         averages = []
         for part, x in enumerate((decoder, encoder), 1):
             # pooling and concatenation keep the scale: without this, both maps would share theirs
-            x = self.halve(x, f"{name}_half_{part}")
+            x = x if self.interleaved else self.halve(x, f"{name}_half_{part}")
             averages.append(self.average(x, f"{name}_average_{part}"))
         averages = self.concatenate(averages, f"{name}_averages")
         hidden = self.dense(averages, *block.weight_1.get_weights(), f"{name}_weight_1", "relu")

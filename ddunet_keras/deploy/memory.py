@@ -61,7 +61,7 @@ def _aligned(size):
 
 def tensor_sizes(model) -> dict[int, int]:
     """Bytes that each tensor takes in the arena: {index: multiple of 16}, constants left out."""
-    tensors = _only_graph(model).tensors
+    tensors = only_graph(model).tensors
     return {index: _aligned(tensor_bytes(tensors[index])) for index in sorted(lifetimes(model))}
 
 
@@ -70,7 +70,7 @@ def lifetimes(model) -> dict[int, tuple[int, int]]:
 
     The input lives from -1 on: it is filled before the first operator runs.
     """
-    graph = _only_graph(model)
+    graph = only_graph(model)
     lives = dict.fromkeys(graph.inputs, (-1, -1))
     for number, operator in enumerate(graph.operators):
         for index in operator.outputs:
@@ -92,7 +92,7 @@ def copies(model) -> list[tuple[int, int, int]]:
     A SLICE or CONCATENATION along the outermost side that is not 1, and any RESHAPE. Where the part
     lies inside the whole, the operator copies bytes onto themselves and costs no memory.
     """
-    graph, found = _only_graph(model), []
+    graph, found = only_graph(model), []
     for operator in graph.operators:
         name = operator_name(model, operator)
         if name == "RESHAPE":
@@ -161,7 +161,7 @@ def memory_profile(model) -> MemoryProfile:
     Raises:
         DataError: the model has several subgraphs or a tensor without a fixed size.
     """
-    graph = _only_graph(model)
+    graph = only_graph(model)
     sizes, lives = tensor_sizes(model), lifetimes(model)
     groups = _groups(model, sizes, lives)
     steps = len(graph.operators)
@@ -197,7 +197,7 @@ def _planned_offsets(model, sizes):
     return None
 
 
-def _only_graph(model):
+def only_graph(model):
     if len(model.subgraphs) != 1:
         raise DataError(f"it has {len(model.subgraphs)} subgraphs, one was expected")
     return model.subgraphs[0]
@@ -253,7 +253,7 @@ def strip_names(model) -> None:
     unused tensors, operator kinds and buffers, and all metadata but the runtime's version.
     Zero biases, shapes and the like that are equal in value, shape and scale share one tensor.
     """
-    graph = _only_graph(model)
+    graph = only_graph(model)
     same, first = {}, {}
     for index, tensor in enumerate(graph.tensors):
         value = constant(model, graph, index)
@@ -400,7 +400,7 @@ def reorder(model, window=32) -> None:
     operators are searched alone, which lowers the moments below the worst one too; the worst one
     never rises. Tensors of less than 1/512 of the largest count as nothing in the search.
     """
-    graph = _only_graph(model)
+    graph = only_graph(model)
     sizes = tensor_sizes(model)
     floor = max(sizes.values(), default=0) / 512
     reads = [[i for i in operator.inputs if i in sizes] for operator in graph.operators]
@@ -442,7 +442,7 @@ def plan(model, enough=0, rounds=PLAN_ROUNDS) -> int:
     Returns:
         bytes of the arena that the tensors take.
     """
-    graph, profile = _only_graph(model), memory_profile(model)
+    graph, profile = only_graph(model), memory_profile(model)
     lives, enough = profile.lifetimes, max(enough, profile.peak)
     groups, rects = [], []
     for members in _groups(model, profile.sizes, lives):
@@ -515,7 +515,7 @@ def records(model) -> int:
     tensor, a multiplier and a shift for each output channel of a convolution, and what each kind of
     kernel keeps. On a microcontroller, where pointers are half as long, it is less.
     """
-    graph = _only_graph(model)
+    graph = only_graph(model)
     own = sum(_record(model, operator) for operator in graph.operators)
     return RECORDS_BASE + 24 * (len(graph.tensors) - len(graph.operators)) + own
 

@@ -549,8 +549,13 @@ def _quantize(plain, ranges, io):
     from tensorflow.lite.python.convert import mlir_quantize
 
     model, io = read_tflite(plain), dtypes.as_dtype(io)
+    (graph,) = model.subgraphs
+    for operator in graph.operators:
+        # takes the range of its parts; with its own, the converter leaves float what reshapes one
+        if operator_name(model, operator) == "CONCATENATION":
+            ranges = {i: bounds for i, bounds in ranges.items() if i != operator.outputs[0]}
     for index, bounds in ranges.items():
-        tensor = model.subgraphs[0].tensors[index]
+        tensor = graph.tensors[index]
         tensor.quantization = tensor.quantization or schema.QuantizationParametersT()
         tensor.quantization.min, tensor.quantization.max = [[bound] for bound in bounds]
     with quiet():

@@ -392,7 +392,7 @@ def _strips(model, graph, region, windows):
         shape = graph.tensors[like].shape
         begin, size = values([0, first, 0, 0]), values([1, rows, *shape[2:]])
         target = tensor(like, rows)
-        return _operator(model, "SLICE", [source, begin, size], [target])
+        return add_operator(model, "SLICE", [source, begin, size], [target], schema.SliceOptionsT())
 
     slices, body, parts = [], [], {index: [] for index in region.outputs}
     for first, end, low, high in windows:
@@ -418,21 +418,24 @@ def _strips(model, graph, region, windows):
                     offset, rows = int((first - low) * scale), int((end - first) * scale)
                     body.append(sliced(names[target], target, offset, rows))
                 parts[target].append(body[-1].outputs[0])
-    joined = [_operator(model, "CONCATENATION", parts[index], [index]) for index in region.outputs]
+    joined = [
+        add_operator(model, "CONCATENATION", parts[i], [i], schema.ConcatenationOptionsT(1, 0))
+        for i in region.outputs
+    ]
     return slices + body + joined
 
 
-def _operator(model, name, inputs, outputs):
+def add_operator(model, name, inputs, outputs, options=None) -> schema.OperatorT:
+    """A builtin operator by its name; its kind joins those of the model."""
     code = getattr(schema.BuiltinOperator, name)
     kinds = [max(kind.builtinCode, kind.deprecatedBuiltinCode) for kind in model.operatorCodes]
     if code not in kinds:
         kinds.append(code)
-        model.operatorCodes.append(schema.OperatorCodeT(code, None, 2, code))
+        version = 1 if name == "RESHAPE" else 2  # 2 is that of int8
+        model.operatorCodes.append(schema.OperatorCodeT(code, None, version, code))
     operator = schema.OperatorT(kinds.index(code), inputs, outputs)
-    if name == "SLICE":
-        operator.builtinOptionsType = schema.BuiltinOptions.SliceOptions
-        operator.builtinOptions = schema.SliceOptionsT()
-    else:
-        operator.builtinOptionsType = schema.BuiltinOptions.ConcatenationOptions
-        operator.builtinOptions = schema.ConcatenationOptionsT(1, 0)
+    if options is not None:
+        kind = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        operator.builtinOptions = options
     return operator

@@ -584,8 +584,8 @@ def verify(
             no accuracy and no MIoU.
         float_predictor: called with one photo, uint8 (h, w, 3), it returns its probabilities
             (h, w) or (h, w, classes), as `DDUNet.predict_probabilities` does.
-        plain: bytes of the file before its operators were reordered and its memory planned: the
-            outputs must be bit-equal.
+        plain: bytes of the file before its operators were reordered and its memory planned, or
+            columns merged: the outputs must be bit-equal.
         output: what the file answers with, "probability", "logits" or "mask".
         io: "int8", "uint8" or "float32", what its input and output should be.
         agreement: least share of pixels in which the masks of the file and of the float model
@@ -640,7 +640,7 @@ def verify(
         checks.append(Check("LiteRT runs the file", False, first_line(error)))
         return Verification(tuple(checks), {}, None)
     if plain is not None:
-        name = "the memory passes change nothing"
+        name = "rewriting the file changes nothing"
         said = f"{reference[: len(few)].size} values, bit for bit"
         before = _litert(plain, few, True)
         checks.append(_equal(name, reference[: len(few)], before, said))
