@@ -4,10 +4,14 @@ XNNPACK computes 16 channels of a position at a time, and a map of 8 leaves half
 memory the columns of a row lie one behind another, channels first: a map (1, h, w, c) is as well
 one of (1, h, w / n, n c), whose channels are those of n neighbouring columns, without a byte moved.
 So a convolution becomes one of such maps, with the same weights at other places and zeros. A
-depthwise one does where n divides its dilation; elsewhere it reads copies of its input that are
-shifted as its taps are, side by side, which copies whole rows. PAD, which XNNPACK copies pixel by
-pixel, becomes one of whole rows, too. What is done is chosen by cost (`COPY` to `LANES`), as it was
-measured on one thread of an x86 with AVX512-VNNI.
+depthwise one does where n divides its dilation; elsewhere it reads copies of its input that lie
+side by side.
+
+What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes one of rows, and a
+concatenation of channels becomes one of rows below each other, which a convolution with a tap in
+each part reads, be it the one that reads it anyway or one that copies.
+
+What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI.
 
 Imports neither TensorFlow nor Keras.
 """
@@ -24,22 +28,21 @@ from ddunet_keras.deploy.flatbuffer import constant, operator_name, read_tflite,
 from ddunet_keras.deploy.memory import only_graph, strip_names
 from ddunet_keras.deploy.strips import ELEMENTWISE, add_operator
 
-# costs are in products of one input value with the weights of 16 filters, some 0.07 ns
+# costs are those of a pixel, in products of one value with the weights of 16 filters: some 0.07 ns
 LANES = 16
 """Channels that a kernel computes at a time."""
-COPY = 1.0
-"""Cost of a byte that is copied with its row."""
+COPY = 0.7
+"""Cost of a byte that is copied with others."""
 CHUNK = 40.0
-"""Cost of each part of a concatenation of channels, at a position."""
+"""Cost of each part of a concatenation of channels."""
 POSITION = 40
-"""Cost of what a convolution does at a position beside its products."""
-DEPTHWISE = 105.0
-"""Cost of a depthwise 3x3 convolution of 16 channels at a position, beside `START`."""
-START = 15
-COLUMNS = (2, 4, 8)
+"""Cost of a convolution at a position, beside its products."""
+DEPTHWISE = 15, 105
+"""Cost of a depthwise 3x3 convolution at a position, and for each 16 channels there."""
+COLUMNS = (2, 4, 8, 16)
 """Numbers of neighbouring columns that are tried."""
 GAIN = 0.9
-"""Share of the cost without merging that it must not exceed."""
+"""Share of the cost as it was that what replaces it must not exceed."""
 
 
 def merge_columns(data) -> bytes:
@@ -61,6 +64,28 @@ def _up(value, multiple):
     return -(-value // multiple) * multiple
 
 
+def _convolution(count, kernel, filters):
+    """Cost with `count` columns merged of a convolution whose kernel is (h, w, channels)."""
+    h, w, channels = kernel
+    products = h * -(-(count + w - 1) // count) * _up(count * channels, 8)
+    cost = (products + POSITION) * _up(count * filters, LANES) / LANES / count
+    return cost + (COPY * channels if w > 1 and count > 1 else 0)
+
+
+def _depthwise(count, rate, channels):
+    """Cost with `count` columns merged of a depthwise 3x3 convolution whose dilation is `rate`."""
+    position, lanes = DEPTHWISE
+    cost = (position + lanes * _up(count * channels, LANES) / LANES) / count
+    return cost + (5 * COPY * channels if rate % count else 0)
+
+
+def _cheapest(width, cost):
+    """Number of merged columns, of those that divide the width, of the least cost(number)."""
+    costs = {count: cost(count) for count in (1, *COLUMNS) if width % count == 0}
+    best = min(costs, key=costs.get)
+    return best if costs[best] <= GAIN * costs[1] else 1
+
+
 class _Merge:
     """Rewrites a model's operators one by one.
 
@@ -71,13 +96,10 @@ class _Merge:
 
     def __init__(self, model):
         self.model, self.graph = model, only_graph(model)
-        self.operators, self.forms, self.orders = [], {}, {}
-        self.readers, self.makers = {}, {}
+        self.operators, self.forms, self.stacks, self.readers = [], {}, {}, {}
         for operator in self.graph.operators:
             for index in operator.inputs:
                 self.readers.setdefault(index, []).append(operator)
-            for index in operator.outputs:
-                self.makers[index] = operator
 
     def run(self):
         for operator in self.graph.operators:
@@ -111,21 +133,22 @@ class _Merge:
         _, h, w, c = self.shape(index)
         return index if count == 1 else self.tensor(index, (1, h, w // count, count * c))
 
-    def constant(self, array, like=None, count=1):
-        """A constant, with the scales of tensor `like` for each of `count` columns."""
+    def constant(self, array, quantization=None):
         array = np.ascontiguousarray(array)
         self.model.buffers.append(schema.BufferT(np.frombuffer(array.tobytes(), np.uint8)))
-        if like is None:
-            new = schema.TensorT(type=schema.TensorType.INT32)
-        else:
-            new = copy.copy(self.graph.tensors[like])
-            new.quantization = copy.copy(new.quantization)
-            if len(new.quantization.scale) > 1:
-                new.quantization.scale = np.tile(new.quantization.scale, count)
-                new.quantization.zeroPoint = np.tile(new.quantization.zeroPoint, count)
-        new.shape, new.buffer = list(array.shape), len(self.model.buffers) - 1
+        kind = getattr(schema.TensorType, array.dtype.name.upper())
+        new = schema.TensorT(list(array.shape), kind, len(self.model.buffers) - 1)
+        new.quantization = quantization
         self.graph.tensors.append(new)
         return len(self.graph.tensors) - 1
+
+    def repeated(self, array, like, count):
+        """A constant with the scales of tensor `like` for each of `count` columns."""
+        quantization = copy.copy(self.graph.tensors[like].quantization)
+        if len(quantization.scale) > 1:
+            quantization.scale = np.tile(quantization.scale, count)
+            quantization.zeroPoint = np.tile(quantization.zeroPoint, count)
+        return self.constant(array, quantization)
 
     def add(self, name, inputs, output, options=None):
         self.operators.append(add_operator(self.model, name, inputs, [output], options))
@@ -158,6 +181,7 @@ class _Merge:
             vars(new.builtinOptions).update(options)
         self.forms[output] = {count: new.outputs[0]}
         self.operators.append(new)
+        return True
 
     def padded(self, index, above, below, left, right):
         """A map with padding as one of whole rows: (1, rows, 1, values)."""
@@ -167,131 +191,161 @@ class _Merge:
         inputs = [self.form(index, w), pads]
         return self.add("PAD", inputs, self.tensor(index, shape), schema.PadOptionsT())
 
+    def window(self, index, above, width, count):
+        """A map with merged columns and the padding that a kernel of so many columns asks for."""
+        _, h, w, c = self.shape(index)
+        left = width // 2
+        right = _up(count + width - 1, count) - count - left
+        padded = self.padded(index, above, above, left, right)
+        shape = (1, h + 2 * above, (left + w + right) // count, count * c)
+        return self.reshape(padded, self.tensor(index, shape))
+
+    def kernel(self, whole, like, count):
+        """A convolution's kernel (filters, h, w, channels), for `count` merged columns, whose taps
+        begin w // 2 columns to the left."""
+        filters, h, w, channels = whole.shape
+        groups = -(-(count + w - 1) // count)
+        merged = np.zeros((count, filters, h, groups, count, channels), np.int8)
+        for column, tap in np.ndindex(count, w):
+            group, member = divmod(column + tap, count)
+            merged[column, :, :, group, member] = whole[:, :, tap]
+        return self.repeated(merged.reshape(count * filters, h, groups, -1), like, count)
+
+    def biases(self, indices, count):
+        return [self.repeated(np.tile(self.value(i), count), i, count) for i in indices]
+
     # === Which operator becomes what ===
 
     def rewrite(self, operator, name):
         first = operator.inputs[0] if operator.inputs else -1
-        if len(operator.outputs) != 1 or not self.moving(first):
-            pass
-        elif name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            count = self.best(operator, name)
-            if count > 1:
-                return (self.convolution if name == "CONV_2D" else self.depthwise)(operator, count)
-        elif name == "CONCATENATION" and self.joined(operator):
-            count = self.best(self.readers[operator.outputs[0]][0], "CONV_2D")
-            if count > 1:
-                return self.concatenation(operator, count)
-        elif name == "PAD" and (pads := self.value(operator.inputs[1])) is not None:
-            if pads.shape == (4, 2) and not pads[[0, 3]].any():
-                self.reshape(self.padded(first, *pads[1], *pads[2]), operator.outputs[0])
-                return None
-        elif name in ELEMENTWISE and name != "SOFTMAX":
-            shape = self.shape(operator.outputs[0])
-            whole = [i for i in operator.inputs if i >= 0 and math.prod(self.shape(i)) > 1]
-            if all(self.moving(i) and self.shape(i) == shape for i in whole):
-                count = self.native(first)[0] or 1
-                inputs = [self.form(i, count) if i in whole else i for i in operator.inputs]
-                return self.put(operator, inputs, count)
-        elif name == "RESHAPE" and self.moving(operator.outputs[0]):
-            # the bytes are the same in every form
-            self.forms[operator.outputs[0]] = {None: self.native(first)[1]}
-            return None
-        operator.inputs = [i if i < 0 else self.form(i) for i in operator.inputs]
-        self.operators.append(operator)
-        return None
+        done = operator.outputs[0] in self.forms
+        if not done and len(operator.outputs) == 1 and self.moving(first):
+            output = self.shape(operator.outputs[0])
+            if name == "CONV_2D":
+                done = self.simple(operator) and self.convolution(operator)
+            elif name == "DEPTHWISE_CONV_2D":
+                done = self.simple(operator) and self.depthwise(operator)
+            elif name == "CONCATENATION":
+                done = self.concatenation(operator)
+            elif name == "PAD":
+                done = self.pad(operator)
+            elif name == "BATCH_MATMUL":
+                done = self.products(operator)
+            elif name in ELEMENTWISE and name != "SOFTMAX":
+                whole = [i for i in operator.inputs if i >= 0 and math.prod(self.shape(i)) > 1]
+                if all(self.moving(i) and self.shape(i) == output for i in whole):
+                    count = self.native(first)[0] or 1
+                    inputs = [self.form(i, count) if i in whole else i for i in operator.inputs]
+                    done = self.put(operator, inputs, count)
+            elif name == "RESHAPE" and self.moving(operator.outputs[0]):
+                # the bytes are the same in every form
+                self.forms[operator.outputs[0]] = {None: self.native(first)[1]}
+                done = True
+        if not done:
+            operator.inputs = [i if i < 0 else self.form(i) for i in operator.inputs]
+            self.operators.append(operator)
 
-    def joined(self, operator):
-        """Whether a concatenation of channels has one reader, a 1x1 convolution."""
-        (output,) = operator.outputs
-        readers = self.readers.get(output, ())
+    def simple(self, operator):
+        """Whether a convolution has constant int8 weights and an output of the input's size."""
+        values = [self.value(index) for index in operator.inputs[1:] if index >= 0]
+        options = operator.builtinOptions
         return (
-            operator.builtinOptions.axis % 4 == 3
-            and output not in self.graph.outputs
-            and [operator_name(self.model, reader) for reader in readers] == ["CONV_2D"]
-            and self.shape(readers[0].inputs[1])[1:3] == (1, 1)
-            and all(self.moving(i) for i in operator.inputs)
+            all(value is not None for value in values)
+            and values[0].dtype == np.int8
+            and (options.strideW, options.strideH) == (1, 1)
+            and self.shape(operator.inputs[0])[:3] == self.shape(operator.outputs[0])[:3]
         )
 
-    def best(self, operator, name):
-        """For how many merged columns a convolution costs the least; 1 where it cannot be done."""
-        options, source = operator.builtinOptions, operator.inputs[0]
-        values = [self.value(i) for i in operator.inputs[1:] if i >= 0]
-        shape, (_, _, w, filters) = self.shape(source), self.shape(operator.outputs[0])
-        if (
-            any(value is None for value in values)
-            or values[0].dtype != np.int8
-            or (options.strideW, options.strideH) != (1, 1)
-            or shape[:3] != self.shape(operator.outputs[0])[:3]
-        ):
-            return 1
-        (_, h, width, _), channels, copied = values[0].shape, shape[3], 0
-        if name == "DEPTHWISE_CONV_2D":
-            if (h, width) != (3, 3) or options.depthMultiplier != 1:
-                return 1
-        elif h % 2 == 0 or width % 2 == 0 or (width > 1 and options.dilationWFactor > 1):
-            return 1
-        else:
-            maker = self.makers.get(source)
-            if maker is not None and operator_name(self.model, maker) == "CONCATENATION":
-                copied = CHUNK * len(maker.inputs) if self.joined(maker) else 0
-        costs = {}
-        for count in (1, *COLUMNS):
-            if w % count:
-                continue
-            if name == "DEPTHWISE_CONV_2D":
-                cost = (START + DEPTHWISE * _up(count * channels, LANES) / LANES) / count
-                if options.dilationWFactor % count:
-                    cost += COPY * (1 + width) * channels
-            else:
-                taps = h * -(-(count + width - 1) // count)
-                products = taps * _up(count * channels, 8) + POSITION
-                cost = (products * _up(count * filters, LANES) / LANES + copied) / count
-                cost += COPY * channels if count > 1 and width > 1 else 0
-            costs[count] = cost
-        best = min(costs, key=costs.get)
-        return best if costs[best] <= GAIN * costs[1] else 1
+    # === The rewritten operators: each returns whether it was ===
 
-    # === The rewritten operators ===
-
-    def convolution(self, operator, count):
+    def convolution(self, operator):
         source, kernel, *bias = operator.inputs
-        whole = self.value(kernel)
+        whole, options = self.value(kernel), operator.builtinOptions
+        parts = self.stacks.get(source, [source])
+        if len(parts) > 1:  # a tap in each
+            whole = whole.reshape(len(whole), len(parts), 1, -1)
         filters, h, w, channels = whole.shape
-        order = self.orders.get(source, np.arange(count * channels).reshape(count, channels))
-        groups = -(-(count + w - 1) // count)
-        merged = np.zeros((count, filters, h, groups, count * channels), np.int8)
-        for column, tap in np.ndindex(count, w):
-            group, member = divmod(column + tap, count)
-            merged[column, :, :, group, order[member]] = whole[:, :, tap].transpose(2, 0, 1)
-        merged = self.constant(merged.reshape(count * filters, h, groups, -1), kernel, count)
-        options = {}
-        if (h, w) == (1, 1):
-            inputs = [self.form(source, count), merged]
+        _, rows, columns, _ = self.shape(source)
+        even = h % 2 == 0 or w % 2 == 0
+        if len(parts) == 1 and (even or (w > 1 and options.dilationWFactor > 1)):
+            return False
+        count = _cheapest(columns, lambda n: _convolution(n, (h, w, channels), filters))
+        if count == 1 and len(parts) == 1:
+            return False
+        changed = {}
+        if len(parts) > 1:
+            inputs = self.stacked(parts, count)
+            changed = {"padding": schema.Padding.VALID, "dilationHFactor": rows}
+        elif (h, w) == (1, 1):
+            inputs = self.form(source, count)
         else:
-            _, rows, columns, _ = self.shape(source)
-            above, left = operator.builtinOptions.dilationHFactor * (h // 2), w // 2
-            right = count * (groups - 1) - left
-            padded = self.padded(source, above, above, left, right)
-            shape = (1, rows + 2 * above, columns // count + groups - 1, count * channels)
-            inputs = [self.reshape(padded, self.tensor(source, shape)), merged]
-            options = {"padding": schema.Padding.VALID}
-        self.put(operator, inputs + self.repeated(bias, count), count, **options)
+            inputs = self.window(source, options.dilationHFactor * (h // 2), w, count)
+            changed = {"padding": schema.Padding.VALID}
+        inputs = [inputs, self.kernel(whole, kernel, count), *self.biases(bias, count)]
+        return self.put(operator, inputs, count, **changed)
 
-    def repeated(self, bias, count):
-        return [self.constant(np.tile(self.value(i), count), i, count) for i in bias]
+    def stacked(self, parts, count):
+        """Maps of one shape below each other."""
+        _, h, w, c = self.shape(parts[0])
+        shape = (1, len(parts) * h, w // count, count * c)
+        inputs = [self.form(index, count) for index in parts]
+        options = schema.ConcatenationOptionsT(1, 0)
+        return self.add("CONCATENATION", inputs, self.tensor(parts[0], shape), options)
 
-    def depthwise(self, operator, count):
+    def concatenation(self, operator):
+        parts, (output,) = operator.inputs, operator.outputs
+        if (
+            operator.builtinOptions.axis % 4 != 3
+            or len(parts) < 2
+            or self.graph.tensors[output].type != schema.TensorType.INT8
+            or not all(self.moving(i) and self.shape(i) == self.shape(parts[0]) for i in parts)
+        ):
+            return False
+        readers = self.readers.get(output, ())
+        if output not in self.graph.outputs and len(readers) == 1:
+            (reader,) = readers
+            convolves = operator_name(self.model, reader) == "CONV_2D" and self.simple(reader)
+            if convolves and self.shape(reader.inputs[1])[1:3] == (1, 1):
+                self.stacks[output] = parts
+                return True
+        _, _, w, c = self.shape(parts[0])
+        kernel, filters = (len(parts), 1, c), len(parts) * c
+        count = _cheapest(w, lambda n: _convolution(n, kernel, filters))
+        cost = _convolution(count, kernel, filters) + COPY * filters
+        if cost > GAIN * CHUNK * len(parts):
+            return False
+        # by a convolution with ones
+        step = self.graph.tensors[output].quantization.scale[0]
+        values = np.eye(filters, dtype=np.int8)[:, None, None], np.zeros(filters, np.int32)
+        weights = []
+        for value, scale in zip(values, (1.0, step), strict=True):
+            quantization = schema.QuantizationParametersT()
+            quantization.scale = np.full(filters, scale, "float32")
+            quantization.zeroPoint = np.zeros(filters, "int64")
+            quantization.quantizedDimension = 0
+            weights.append(self.constant(value, quantization))
+        self.stacks[output] = parts
+        options = schema.Conv2DOptionsT(schema.Padding.VALID, 1, 1, 0, 1, 1)
+        inputs = [output, *weights]
+        return self.convolution(add_operator(self.model, "CONV_2D", inputs, [output], options))
+
+    def depthwise(self, operator):
         source, kernel, *bias = operator.inputs
         options = operator.builtinOptions
+        _, h, w, c = self.shape(source)
+        if self.shape(kernel)[1:3] != (3, 3) or options.depthMultiplier != 1:
+            return False
         rate, across = options.dilationHFactor, options.dilationWFactor
-        kernel = self.constant(np.tile(self.value(kernel), count), kernel, count)
-        bias = self.repeated(bias, count)
+        count = _cheapest(w, lambda n: _depthwise(n, across, c))
+        if count == 1:
+            return False
+        kernel = self.repeated(np.tile(self.value(kernel), count), kernel, count)
+        bias = self.biases(bias, count)
         if across % count == 0:
             inputs = [self.form(source, count), kernel, *bias]
             return self.put(operator, inputs, count, dilationWFactor=across // count)
         # copies of each row side by side, so far apart that from one tap's place in its copy to the
         # next one's in the next are whole merged columns
-        _, h, w, c = self.shape(source)
         gap = -2 * across % count
         copies = [self.padded(source, rate, rate, across, right) for right in (gap, across)]
         copies = [copies[0], copies[0], copies[1]]
@@ -300,15 +354,107 @@ class _Merge:
         self.add("CONCATENATION", copies, rows, schema.ConcatenationOptionsT(3, 0))
         shape = (1, h + 2 * rate, width // count, count * c)
         rows = self.reshape(rows, self.tensor(source, shape))
-        options = {"padding": schema.Padding.VALID, "dilationWFactor": (width - w) // 2 // count}
-        return self.put(operator, [rows, kernel, *bias], count, **options)
+        changed = {"padding": schema.Padding.VALID, "dilationWFactor": (width - w) // 2 // count}
+        return self.put(operator, [rows, kernel, *bias], count, **changed)
 
-    def concatenation(self, operator, count):
-        """Of merged maps: the columns of each lie together."""
-        self.put(operator, [self.form(i, count) for i in operator.inputs], count)
-        parts, start = [], 0
-        for index in operator.inputs:
-            size = count * self.shape(index)[3]
-            parts.append(np.arange(start, start + size).reshape(count, -1))
-            start += size
-        self.orders[operator.outputs[0]] = np.concatenate(parts, 1)
+    def products(self, operator):
+        """A dynamic 3x3 convolution: a product with a computed matrix, for each tap, and a sum of
+        shifted products. Each row of taps gets a plane, so that the sum reads it alone."""
+        (left, right), (output,) = operator.inputs, operator.outputs
+        chain = [operator]
+        for name in ("RESHAPE", "CONV_2D"):
+            readers = self.readers.get(chain[-1].outputs[0], ())
+            if len(readers) != 1 or operator_name(self.model, readers[0]) != name:
+                return False
+            chain += readers
+        reader = chain[-1]
+        joined, options = self.shape(chain[1].outputs[0]), reader.builtinOptions
+        if (
+            not self.simple(reader)
+            or (options.dilationHFactor, options.dilationWFactor) != (1, 1)
+            or operator.builtinOptions.adjX
+            or operator.builtinOptions.adjY
+            or not self.moving(right)
+            or self.graph.tensors[right].quantization.zeroPoint[0] != 0  # which pads it
+        ):
+            return False
+        kernel = self.value(reader.inputs[1])
+        (_, h, w, taps), channels = joined, self.shape(right)[2]
+        planes = kernel.reshape(*kernel.shape[:3], 3, -1) if taps % 3 == 0 else kernel
+        if (
+            kernel.shape[1:3] != (3, 3)
+            or planes.ndim != 5
+            or any(planes[:, row, :, np.arange(3) != row].any() for row in range(3))
+            or self.shape(left) != (1, 1, h * w, channels)
+            or self.shape(right) != (1, 1, channels, taps)
+        ):
+            return False
+        across, filters = taps // 3, len(kernel)
+
+        def product(n):
+            return 3 * _convolution(n, (1, 1, channels), across)
+
+        def total(n, kernel):
+            return _convolution(n, kernel, filters)
+
+        count = _cheapest(w, product)
+        cost = product(count) + min(total(n, (3, 3, across)) for n in COLUMNS)
+        before = _convolution(1, (1, 1, channels), taps)
+        if cost > GAIN * (before + min(total(n, (3, 3, taps)) for n in COLUMNS)):
+            return False
+        size = count * across
+
+        def small(name, inputs, shape, options):
+            return self.add(name, inputs, self.tensor(right, shape), options)
+
+        def part(source, start, shape):
+            begin = self.constant(np.int32([0, 0, 0, start]))
+            inputs = [source, begin, self.constant(np.int32(shape))]
+            return small("SLICE", inputs, shape, schema.SliceOptionsT())
+
+        def wider(source, more):
+            shape = list(self.shape(source))
+            shape[3] += more
+            pads = self.constant(np.int32([[0, 0]] * 3 + [[0, more]]))
+            return small("PAD", [source, pads], shape, schema.PadOptionsT())
+
+        def join(parts, axis):
+            shape = list(self.shape(parts[0]))
+            shape[axis] *= len(parts)
+            return small("CONCATENATION", parts, shape, schema.ConcatenationOptionsT(axis, 0))
+
+        rows = [part(self.form(right), row * across, (1, 1, channels, across)) for row in range(3)]
+        matrix = wider(join(rows, 1), size - across)
+        # block after block on the diagonal
+        matrix = self.reshape(matrix, self.tensor(right, (1, 3, 1, channels * size)))
+        matrix = join([wider(matrix, across)] * count, 3)
+        matrix = part(matrix, 0, (1, 3, 1, count * channels * size))
+        matrix = self.reshape(matrix, self.tensor(right, (1, 3, count * channels, size)))
+        shape = (1, 1, h * w // count, count * channels)
+        source = self.reshape(self.native(left)[1], self.tensor(left, shape))
+        new = copy.copy(operator)
+        new.inputs = [source, matrix]
+        new.outputs = [self.tensor(output, (1, 3, h * w // count, size))]
+        self.operators.append(new)
+        stack = self.tensor(output, (1, 3 * h, w, across))
+        self.forms[stack] = {None: new.outputs[0]}
+        values = np.stack([planes[:, row, :, row] for row in range(3)], 1)
+        return self.summed(reader, stack, values)
+
+    def summed(self, operator, stack, whole):
+        """A 3x3 convolution of planes below each other, of which each row of taps reads its own."""
+        _, h, w, _ = self.shape(stack)
+        count = _cheapest(w, lambda n: _convolution(n, whole.shape[1:], len(whole)))
+        source = self.window(stack, 1, 3, count)
+        _, kernel, *bias = operator.inputs
+        inputs = [source, self.kernel(whole, kernel, count), *self.biases(bias, count)]
+        changed = {"padding": schema.Padding.VALID, "dilationHFactor": h // 3 + 1}
+        return self.put(operator, inputs, count, **changed)
+
+    def pad(self, operator):
+        """Of whole rows: their first and last values are the first and last pixels' channels."""
+        source, pads = operator.inputs[0], self.value(operator.inputs[1])
+        if pads is None or pads.shape != (4, 2) or pads[[0, 3]].any():
+            return False
+        self.reshape(self.padded(source, *pads[1], *pads[2]), operator.outputs[0])
+        return True
