@@ -88,13 +88,70 @@ def test_wide_maps_and_odd_widths_stay_as_they_are():
         assert not made(changed, "RESHAPE")
 
 
-def test_concatenated_channels_are_merged_for_a_1x1_convolution_alone():
-    net = Network(1, (8, 16), 4)
-    joined = net.join(net.depthwise(net.source), net.source, net.conv(net.source, 2, 1))
-    result = net.conv(joined, 4, 1)
-    assert made(merged(net.data(result)), "CONCATENATION")[-1][2] < 16
-    result = net.sum(net.conv(joined, 10, 1), joined)  # a second reader
-    assert made(merged(net.data(result)), "CONCATENATION")[-1][2] == 16
+def test_a_1x1_convolution_reads_concatenated_maps_below_each_other():
+    for channels in (4, 40):
+        net = Network(1, (8, 16), channels)
+        joined = net.join(net.depthwise(net.source), net.source, net.conv(net.source, channels, 1))
+        changed = merged(net.data(net.conv(joined, 5, 1)))
+        _, h, w, c = made(changed, "CONCATENATION")[-1]
+        assert (h, w * c) == (24, 16 * channels)
+
+
+def test_few_channels_are_concatenated_by_a_convolution():
+    net = Network(2, (8, 16), 4)
+    joined = net.join(net.depthwise(net.source), net.source)
+    data = net.data(net.sum(net.depthwise(joined), joined))
+    changed = merged(data)
+    assert len(made(changed, "CONV_2D")) == 1 and not made(data, "CONV_2D")
+    # as they are: many channels, and maps of unequal channels
+    for channels, others in ((40, 40), (4, 3)):
+        net = Network(3, (8, 16), channels)
+        joined = net.join(net.source, net.conv(net.source, others))
+        changed = merged(net.data(net.sum(joined, joined)))
+        assert [1, 8, 16, channels + others] in made(changed, "CONCATENATION")
+
+
+def dynamic_head(classes=1, shuffled=False, zero_point=0, size=(6, 16), channels=8):
+    """Products with a matrix that is computed, one for each of nine taps, and their shifted sum."""
+    net = Network(4, size, channels)
+    h, w = size
+
+    def reshaped(x, shape, **kept):
+        to = net.graph.constant(np.array(shape, np.int32))
+        return net.add("RESHAPE", [x, to], shape, schema.ReshapeOptionsT(list(shape)), **kept)
+
+    axes = net.graph.constant(np.array([1, 2], np.int32))
+    means = net.add("MEAN", [net.source, axes], (1, 1, 1, channels), schema.ReducerOptionsT(True))
+    taps, kept = 9 * classes, {"scale": 0.02, "zero": zero_point}
+    matrix = net.conv(means, channels * taps, 1)
+    net.graph.tensors[matrix].quantization.zeroPoint = [zero_point]
+    net.graph.tensors[matrix].quantization.scale = [0.02]
+    matrix = reshaped(matrix, (1, 1, channels, taps), **kept)
+    rows = reshaped(net.conv(net.source, channels, 1), (1, 1, h * w, channels))
+    options = schema.BatchMatMulOptionsT(False, False, False)
+    products = net.add("BATCH_MATMUL", [rows, matrix], (1, 1, h * w, taps), options)
+    products = reshaped(products, (1, h, w, taps))
+    kernel = np.zeros((classes, 3, 3, taps), np.int8)
+    for row, column, label in np.ndindex(3, 3, classes):
+        kernel[label, row, column, (3 * row + column) * classes + label] = 127
+    kernel = kernel[:, ::-1] if shuffled else kernel
+    weight = net.graph.constant(np.ascontiguousarray(kernel), 1 / 127)
+    bias = net.graph.constant(np.arange(classes, dtype=np.int32), 0.05 / 127)
+    options = schema.Conv2DOptionsT(schema.Padding.SAME, 1, 1, 0, 1, 1)
+    summed = net.add("CONV_2D", [products, weight, bias], (1, h, w, classes), options, scale=0.2)
+    return net.data(net.relu(summed))
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_the_products_of_a_dynamic_head_get_a_plane_for_each_row_of_taps(channels):
+    data = dynamic_head(channels=channels)
+    changed = merged(data)
+    ((_, planes, pixels, values),) = made(changed, "BATCH_MATMUL")
+    assert planes == 3 and pixels * values == 6 * 16 * 3
+    # as it is: a sum with its taps at other places, and a matrix whose zeros are none
+    for other in (dynamic_head(shuffled=True), dynamic_head(zero_point=2)):
+        assert made(merged(other), "BATCH_MATMUL") == made(other, "BATCH_MATMUL")
+    merged(dynamic_head(classes=3))
 
 
 def test_padding_is_of_whole_rows():

@@ -90,8 +90,8 @@ class _Merge:
     """Rewrites a model's operators one by one.
 
     `forms`: index of a tensor of the model given -> {n: index of its form with n columns merged},
-    the one that is computed first. `orders`: of a concatenation of merged maps, for each column the
-    places of its channels.
+    the one that is computed first. `stacks`: index of a concatenation that is left to its reader ->
+    its parts.
     """
 
     def __init__(self, model):

@@ -59,8 +59,8 @@ def build_graph(
 
     Returns:
         A functional model of Conv2D, DepthwiseConv2D, ZeroPadding2D, ReLU, Softmax, sigmoid,
-        AveragePooling2D, GlobalAveragePooling2D, UpSampling2D, Concatenate, Add and Multiply
-        layers.
+        AveragePooling2D, GlobalAveragePooling2D, UpSampling2D, Reshape, Concatenate, Add and
+        Multiply layers.
 
     Raises:
         ValueError: an argument has another value than those named here.
