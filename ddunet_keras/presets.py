@@ -16,7 +16,7 @@ PRESETS = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "9d0c9bd2f521028b7e7284ad3c78bb1f5afe6606a2d6adf96ad93665f6fe3256",
+        "tflite_sha256": "964a05f7011f9c8ef0b3b81e9c700294ad060254ef0a281652920eaba662d451",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
