@@ -247,7 +247,7 @@ class _Merge:
 
     def simple(self, operator):
         """Whether a convolution has constant int8 weights and an output of the input's size."""
-        values = [self.value(index) for index in operator.inputs[1:] if index >= 0]
+        values = [self.value(index) for index in operator.inputs[1:]]
         options = operator.builtinOptions
         return (
             all(value is not None for value in values)
@@ -296,6 +296,7 @@ class _Merge:
         parts, (output,) = operator.inputs, operator.outputs
         if (
             operator.builtinOptions.axis % 4 != 3
+            or operator.builtinOptions.fusedActivationFunction
             or len(parts) < 2
             or self.graph.tensors[output].type != schema.TensorType.INT8
             or not all(self.moving(i) and self.shape(i) == self.shape(parts[0]) for i in parts)
