@@ -63,14 +63,6 @@ def test_a_convolution_of_few_filters_computes_several_columns_at_once(size, cha
     assert h == 6 and w < 16 and w * c == 16 * filters
 
 
-def test_a_convolution_without_a_bias_has_none_afterwards():
-    net = Network(5, (6, 16), 4)
-    net.conv(net.source, 4)
-    del net.graph.operators[0].inputs[2]
-    changed = merged(net.data(net.graph.operators[0].outputs[0]))
-    assert len(read_tflite(changed).subgraphs[0].operators[-2].inputs) == 2
-
-
 @pytest.mark.parametrize("dilation", [1, 2, 3, 4])
 @pytest.mark.parametrize("channels", [4, 8])
 def test_a_depthwise_convolution_of_few_channels_fills_the_lanes(dilation, channels):
