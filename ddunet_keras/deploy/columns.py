@@ -24,9 +24,15 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.flatbuffer import constant, operator_name, read_tflite, write_tflite
+from ddunet_keras.deploy.flatbuffer import (
+    add_operator,
+    constant,
+    operator_name,
+    read_tflite,
+    write_tflite,
+)
 from ddunet_keras.deploy.memory import only_graph, strip_names
-from ddunet_keras.deploy.strips import ELEMENTWISE, add_operator
+from ddunet_keras.deploy.strips import ELEMENTWISE
 
 # costs are those of a pixel, in products of one value with the weights of 16 filters: some 0.07 ns
 LANES = 16

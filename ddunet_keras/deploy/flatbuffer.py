@@ -109,6 +109,23 @@ def operator_name(model, operator) -> str:
     return _OPERATORS[number]
 
 
+def add_operator(model, name, inputs, outputs, options=None) -> schema.OperatorT:
+    """A builtin operator for int8, as "CONV_2D", whose kind joins those of the model; it is not put
+    into a graph."""
+    code = getattr(schema.BuiltinOperator, name)
+    kinds = [max(kind.builtinCode, kind.deprecatedBuiltinCode) for kind in model.operatorCodes]
+    if code not in kinds:
+        kinds.append(code)
+        version = 1 if name == "RESHAPE" else 2  # 2 is that of int8
+        model.operatorCodes.append(schema.OperatorCodeT(code, None, version, code))
+    operator = schema.OperatorT(kinds.index(code), inputs, outputs)
+    if options is not None:
+        kind = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        operator.builtinOptions = options
+    return operator
+
+
 def constant(model, subgraph, tensor_index) -> np.ndarray | None:
     """Value of a constant tensor in its own type and shape (read-only); None for any other tensor.
 

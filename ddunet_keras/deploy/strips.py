@@ -23,7 +23,7 @@ from fractions import Fraction
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.flatbuffer import constant, operator_name, tensor_bytes
+from ddunet_keras.deploy.flatbuffer import add_operator, constant, operator_name, tensor_bytes
 
 # fmt: off
 ELEMENTWISE = frozenset((
@@ -423,19 +423,3 @@ def _strips(model, graph, region, windows):
         for i in region.outputs
     ]
     return slices + body + joined
-
-
-def add_operator(model, name, inputs, outputs, options=None) -> schema.OperatorT:
-    """A builtin operator by its name; its kind joins those of the model."""
-    code = getattr(schema.BuiltinOperator, name)
-    kinds = [max(kind.builtinCode, kind.deprecatedBuiltinCode) for kind in model.operatorCodes]
-    if code not in kinds:
-        kinds.append(code)
-        version = 1 if name == "RESHAPE" else 2  # 2 is that of int8
-        model.operatorCodes.append(schema.OperatorCodeT(code, None, version, code))
-    operator = schema.OperatorT(kinds.index(code), inputs, outputs)
-    if options is not None:
-        kind = type(options).__name__.removesuffix("T")
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
-        operator.builtinOptions = options
-    return operator
