@@ -154,6 +154,28 @@ def test_the_products_of_a_dynamic_head_get_a_plane_for_each_row_of_taps(channel
     merged(dynamic_head(classes=3))
 
 
+def test_what_is_read_outside_stays_as_it_is():
+    model = read_tflite(dynamic_head())
+    graph = model.subgraphs[0]
+    (product,) = (o for o in graph.operators if operator_name(model, o) == "BATCH_MATMUL")
+    graph.outputs = [*graph.outputs, *product.outputs]
+    data = write_tflite(model)
+    changed = merge_columns(data)
+    assert made(changed, "BATCH_MATMUL") == made(data, "BATCH_MATMUL")
+    np.testing.assert_array_equal(reference(changed), reference(data))
+
+
+def test_a_convolution_of_groups_stays_as_it_is():
+    net = Network(6, (6, 16), 4)
+    shape = (1, 6, 16, 4)
+    options = schema.Conv2DOptionsT(schema.Padding.SAME, 1, 1, 0, 1, 1)
+    result = net.add("CONV_2D", [net.source, *net.weights((4, 3, 3, 2), 18, 4)], shape, options)
+    data = net.data(result)
+    changed = merge_columns(data)
+    assert made(changed, "CONV_2D") == made(data, "CONV_2D")
+    np.testing.assert_array_equal(reference(changed), reference(data))
+
+
 def test_padding_is_of_whole_rows():
     net = Network(2, (6, 16), 4)
     pads = net.graph.constant(np.array([[0, 0], [2, 1], [0, 3], [0, 0]], np.int32))

@@ -25,7 +25,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.deploy.flatbuffer import (
+    add_constant,
     add_operator,
+    add_tensor,
     constant,
     operator_name,
     read_tflite,
@@ -70,10 +72,15 @@ def _up(value, multiple):
     return -(-value // multiple) * multiple
 
 
+def _groups(count, width):
+    """How many merged columns a kernel of `width` columns reads, for `count` columns at once."""
+    return -(-(count + width - 1) // count)
+
+
 def _convolution(count, kernel, filters):
     """Cost with `count` columns merged of a convolution whose kernel is (h, w, channels)."""
     h, w, channels = kernel
-    products = h * -(-(count + w - 1) // count) * _up(count * channels, 8)
+    products = h * _groups(count, w) * _up(count * channels, 8)
     cost = (products + POSITION) * _up(count * filters, LANES) / LANES / count
     return cost + (COPY * channels if w > 1 and count > 1 else 0)
 
@@ -86,10 +93,11 @@ def _depthwise(count, rate, channels):
 
 
 def _cheapest(width, cost):
-    """Number of merged columns, of those that divide the width, of the least cost(number)."""
+    """Number of merged columns, of those that divide the width, that costs the least, and cost."""
     costs = {count: cost(count) for count in (1, *COLUMNS) if width % count == 0}
     best = min(costs, key=costs.get)
-    return best if costs[best] <= GAIN * costs[1] else 1
+    best = best if costs[best] <= GAIN * costs[1] else 1
+    return best, costs[best]
 
 
 class _Merge:
@@ -128,11 +136,15 @@ class _Merge:
             return False
         return len(self.shape(index)) == 4 and self.shape(index)[0] == 1
 
+    def reader(self, index, name):
+        """The only operator that reads a tensor, where it is of this kind; else None."""
+        readers = self.readers.get(index, ())
+        if index in self.graph.outputs or len(readers) != 1:
+            return None
+        return readers[0] if operator_name(self.model, readers[0]) == name else None
+
     def tensor(self, like, shape):
-        new = copy.copy(self.graph.tensors[like])
-        new.shape, new.shapeSignature, new.name, new.buffer = list(shape), None, None, 0
-        self.graph.tensors.append(new)
-        return len(self.graph.tensors) - 1
+        return add_tensor(self.graph, like, shape)
 
     def merged(self, index, count):
         """A new tensor, or this one, of its shape with `count` columns merged."""
@@ -140,13 +152,7 @@ class _Merge:
         return index if count == 1 else self.tensor(index, (1, h, w // count, count * c))
 
     def constant(self, array, quantization=None):
-        array = np.ascontiguousarray(array)
-        self.model.buffers.append(schema.BufferT(np.frombuffer(array.tobytes(), np.uint8)))
-        kind = getattr(schema.TensorType, array.dtype.name.upper())
-        new = schema.TensorT(list(array.shape), kind, len(self.model.buffers) - 1)
-        new.quantization = quantization
-        self.graph.tensors.append(new)
-        return len(self.graph.tensors) - 1
+        return add_constant(self.model, self.graph, array, quantization)
 
     def repeated(self, array, like, count):
         """A constant with the scales of tensor `like` for each of `count` columns."""
@@ -200,17 +206,16 @@ class _Merge:
     def window(self, index, above, width, count):
         """A map with merged columns and the padding that a kernel of so many columns asks for."""
         _, h, w, c = self.shape(index)
-        left = width // 2
-        right = _up(count + width - 1, count) - count - left
-        padded = self.padded(index, above, above, left, right)
-        shape = (1, h + 2 * above, (left + w + right) // count, count * c)
+        left, more = width // 2, _groups(count, width) - 1
+        padded = self.padded(index, above, above, left, count * more - left)
+        shape = (1, h + 2 * above, w // count + more, count * c)
         return self.reshape(padded, self.tensor(index, shape))
 
     def kernel(self, whole, like, count):
         """A convolution's kernel (filters, h, w, channels), for `count` merged columns, whose taps
         begin w // 2 columns to the left."""
         filters, h, w, channels = whole.shape
-        groups = -(-(count + w - 1) // count)
+        groups = _groups(count, w)
         merged = np.zeros((count, filters, h, groups, count, channels), np.int8)
         for column, tap in np.ndindex(count, w):
             group, member = divmod(column + tap, count)
@@ -219,6 +224,12 @@ class _Merge:
 
     def biases(self, indices, count):
         return [self.repeated(np.tile(self.value(i), count), i, count) for i in indices]
+
+    def convolve(self, operator, source, whole, count, **options):
+        """Puts a convolution of a tensor as it is, with the kernel `whole`, not yet merged."""
+        _, kernel, *bias = operator.inputs
+        inputs = [source, self.kernel(whole, kernel, count), *self.biases(bias, count)]
+        return self.put(operator, inputs, count, **options)
 
     # === Which operator becomes what ===
 
@@ -252,20 +263,22 @@ class _Merge:
             self.operators.append(operator)
 
     def simple(self, operator):
-        """Whether a convolution has constant int8 weights and an output of the input's size."""
+        """Whether a convolution has constant int8 weights, an output of the input's size and, for
+        each filter, weights for all channels or, depthwise, for its own."""
         values = [self.value(index) for index in operator.inputs[1:]]
-        options = operator.builtinOptions
+        options, shape = operator.builtinOptions, self.shape(operator.inputs[0])
         return (
             all(value is not None for value in values)
             and values[0].dtype == np.int8
+            and values[0].shape[3] == shape[3]
             and (options.strideW, options.strideH) == (1, 1)
-            and self.shape(operator.inputs[0])[:3] == self.shape(operator.outputs[0])[:3]
+            and shape[:3] == self.shape(operator.outputs[0])[:3]
         )
 
     # === The rewritten operators: each returns whether it was ===
 
     def convolution(self, operator):
-        source, kernel, *bias = operator.inputs
+        source, kernel = operator.inputs[:2]
         whole, options = self.value(kernel), operator.builtinOptions
         parts = self.stacks.get(source, [source])
         if len(parts) > 1:  # a tap in each
@@ -275,20 +288,18 @@ class _Merge:
         even = h % 2 == 0 or w % 2 == 0
         if len(parts) == 1 and (even or (w > 1 and options.dilationWFactor > 1)):
             return False
-        count = _cheapest(columns, lambda n: _convolution(n, (h, w, channels), filters))
+        count, _ = _cheapest(columns, lambda n: _convolution(n, (h, w, channels), filters))
         if count == 1 and len(parts) == 1:
             return False
-        changed = {}
+        changed = {"padding": schema.Padding.VALID}
         if len(parts) > 1:
-            inputs = self.stacked(parts, count)
-            changed = {"padding": schema.Padding.VALID, "dilationHFactor": rows}
+            source = self.stacked(parts, count)
+            changed["dilationHFactor"] = rows
         elif (h, w) == (1, 1):
-            inputs = self.form(source, count)
+            source, changed = self.form(source, count), {}
         else:
-            inputs = self.window(source, options.dilationHFactor * (h // 2), w, count)
-            changed = {"padding": schema.Padding.VALID}
-        inputs = [inputs, self.kernel(whole, kernel, count), *self.biases(bias, count)]
-        return self.put(operator, inputs, count, **changed)
+            source = self.window(source, options.dilationHFactor * (h // 2), w, count)
+        return self.convolve(operator, source, whole, count, **changed)
 
     def stacked(self, parts, count):
         """Maps of one shape below each other."""
@@ -308,18 +319,14 @@ class _Merge:
             or not all(self.moving(i) and self.shape(i) == self.shape(parts[0]) for i in parts)
         ):
             return False
-        readers = self.readers.get(output, ())
-        if output not in self.graph.outputs and len(readers) == 1:
-            (reader,) = readers
-            convolves = operator_name(self.model, reader) == "CONV_2D" and self.simple(reader)
-            if convolves and self.shape(reader.inputs[1])[1:3] == (1, 1):
-                self.stacks[output] = parts
-                return True
+        reader = self.reader(output, "CONV_2D")
+        if reader and self.simple(reader) and self.shape(reader.inputs[1])[1:3] == (1, 1):
+            self.stacks[output] = parts
+            return True
         _, _, w, c = self.shape(parts[0])
         kernel, filters = (len(parts), 1, c), len(parts) * c
-        count = _cheapest(w, lambda n: _convolution(n, kernel, filters))
-        cost = _convolution(count, kernel, filters) + COPY * filters
-        if cost > GAIN * CHUNK * len(parts):
+        _, cost = _cheapest(w, lambda n: _convolution(n, kernel, filters))
+        if cost + COPY * filters > GAIN * CHUNK * len(parts):
             return False
         # by a convolution with ones
         step = self.graph.tensors[output].quantization.scale[0]
@@ -340,10 +347,10 @@ class _Merge:
         source, kernel, *bias = operator.inputs
         options = operator.builtinOptions
         _, h, w, c = self.shape(source)
-        if self.shape(kernel)[1:3] != (3, 3) or options.depthMultiplier != 1:
+        if self.shape(kernel)[1:3] != (3, 3):
             return False
         rate, across = options.dilationHFactor, options.dilationWFactor
-        count = _cheapest(w, lambda n: _depthwise(n, across, c))
+        count, _ = _cheapest(w, lambda n: _depthwise(n, across, c))
         if count == 1:
             return False
         kernel = self.repeated(np.tile(self.value(kernel), count), kernel, count)
@@ -368,46 +375,32 @@ class _Merge:
         """A dynamic 3x3 convolution: a product with a computed matrix, for each tap, and a sum of
         shifted products. Each row of taps gets a plane, so that the sum reads it alone."""
         (left, right), (output,) = operator.inputs, operator.outputs
-        chain = [operator]
-        for name in ("RESHAPE", "CONV_2D"):
-            readers = self.readers.get(chain[-1].outputs[0], ())
-            if len(readers) != 1 or operator_name(self.model, readers[0]) != name:
-                return False
-            chain += readers
-        reader = chain[-1]
-        joined, options = self.shape(chain[1].outputs[0]), reader.builtinOptions
+        reshape = self.reader(output, "RESHAPE")
+        reader = reshape and self.reader(reshape.outputs[0], "CONV_2D")
+        if not reader or not self.simple(reader) or not self.moving(right):
+            return False
+        kernel, options = self.value(reader.inputs[1]), reader.builtinOptions
+        (_, h, w, taps), channels = self.shape(reader.inputs[0]), self.shape(right)[2]
         if (
-            not self.simple(reader)
+            kernel.shape[1:3] != (3, 3)
+            or taps % 3
             or (options.dilationHFactor, options.dilationWFactor) != (1, 1)
             or operator.builtinOptions.adjX
             or operator.builtinOptions.adjY
-            or not self.moving(right)
+            or self.shape(left) != (1, 1, h * w, channels)
+            or self.shape(right) != (1, 1, channels, taps)
             or self.graph.tensors[right].quantization.zeroPoint[0] != 0  # which pads it
         ):
             return False
-        kernel = self.value(reader.inputs[1])
-        (_, h, w, taps), channels = joined, self.shape(right)[2]
-        planes = kernel.reshape(*kernel.shape[:3], 3, -1) if taps % 3 == 0 else kernel
-        if (
-            kernel.shape[1:3] != (3, 3)
-            or planes.ndim != 5
-            or any(planes[:, row, :, np.arange(3) != row].any() for row in range(3))
-            or self.shape(left) != (1, 1, h * w, channels)
-            or self.shape(right) != (1, 1, channels, taps)
-        ):
-            return False
         across, filters = taps // 3, len(kernel)
-
-        def product(n):
-            return 3 * _convolution(n, (1, 1, channels), across)
-
-        def total(n, kernel):
-            return _convolution(n, kernel, filters)
-
-        count = _cheapest(w, product)
-        cost = product(count) + min(total(n, (3, 3, across)) for n in COLUMNS)
-        before = _convolution(1, (1, 1, channels), taps)
-        if cost > GAIN * (before + min(total(n, (3, 3, taps)) for n in COLUMNS)):
+        planes = kernel.reshape(filters, 3, 3, 3, across)  # (filters, h, w, plane, channels)
+        own = np.stack([planes[:, row, :, row] for row in range(3)], 1)
+        if np.count_nonzero(own) != np.count_nonzero(kernel):
+            return False
+        count, cost = _cheapest(w, lambda n: 3 * _convolution(n, (1, 1, channels), across))
+        columns, summing = _cheapest(w, lambda n: _convolution(n, (3, 3, across), filters))
+        _, before = _cheapest(w, lambda n: _convolution(n, (3, 3, taps), filters))
+        if cost + summing > GAIN * (before + _convolution(1, (1, 1, channels), taps)):
             return False
         size = count * across
 
@@ -445,18 +438,9 @@ class _Merge:
         self.operators.append(new)
         stack = self.tensor(output, (1, 3 * h, w, across))
         self.forms[stack] = {None: new.outputs[0]}
-        values = np.stack([planes[:, row, :, row] for row in range(3)], 1)
-        return self.summed(reader, stack, values)
-
-    def summed(self, operator, stack, whole):
-        """A 3x3 convolution of planes below each other, of which each row of taps reads its own."""
-        _, h, w, _ = self.shape(stack)
-        count = _cheapest(w, lambda n: _convolution(n, whole.shape[1:], len(whole)))
-        source = self.window(stack, 1, 3, count)
-        _, kernel, *bias = operator.inputs
-        inputs = [source, self.kernel(whole, kernel, count), *self.biases(bias, count)]
-        changed = {"padding": schema.Padding.VALID, "dilationHFactor": h // 3 + 1}
-        return self.put(operator, inputs, count, **changed)
+        source = self.window(stack, 1, 3, columns)
+        changed = {"padding": schema.Padding.VALID, "dilationHFactor": h + 1}
+        return self.convolve(reader, source, own, columns, **changed)
 
     def pad(self, operator):
         """Of whole rows: their first and last values are the first and last pixels' channels."""

@@ -5,6 +5,7 @@ Imports neither TensorFlow nor Keras: the schema's classes come with ai-edge-lit
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -124,6 +125,25 @@ def add_operator(model, name, inputs, outputs, options=None) -> schema.OperatorT
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
         operator.builtinOptions = options
     return operator
+
+
+def add_tensor(subgraph, like, shape) -> int:
+    """Index of a new computed tensor, of another shape than tensor `like` and else as that."""
+    new = copy.copy(subgraph.tensors[like])
+    new.shape, new.shapeSignature, new.name, new.buffer = list(shape), None, None, 0
+    subgraph.tensors.append(new)
+    return len(subgraph.tensors) - 1
+
+
+def add_constant(model, subgraph, array, quantization=None) -> int:
+    """Index of a new constant tensor: an array of int8 or int32."""
+    array = np.ascontiguousarray(array)
+    model.buffers.append(schema.BufferT(np.frombuffer(array.tobytes(), np.uint8)))
+    kind = getattr(schema.TensorType, array.dtype.name.upper())
+    new = schema.TensorT(list(array.shape), kind, len(model.buffers) - 1)
+    new.quantization = quantization
+    subgraph.tensors.append(new)
+    return len(subgraph.tensors) - 1
 
 
 def constant(model, subgraph, tensor_index) -> np.ndarray | None:

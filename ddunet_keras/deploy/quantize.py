@@ -23,7 +23,14 @@ from ddunet_keras.data.pipeline import Augmentation, Pipeline
 from ddunet_keras.files import DataError, silence
 from ddunet_keras.images import resize_image
 
-from .flatbuffer import constant, dtype_name, operator_name, read_tflite, write_tflite
+from .flatbuffer import (
+    add_constant,
+    constant,
+    dtype_name,
+    operator_name,
+    read_tflite,
+    write_tflite,
+)
 from .graph import GRID, build_graph, check_graph, equalization
 from .verify import _dequantize, _encode, _interpreter, _invoke
 
@@ -550,12 +557,10 @@ def _quantize(plain, ranges, io):
 
     model, io = read_tflite(plain), dtypes.as_dtype(io)
     (graph,) = model.subgraphs
-    for operator in graph.operators:
-        # takes the range of its parts; with its own, the converter leaves float what reshapes one
-        if operator_name(model, operator) == "CONCATENATION":
-            ranges = {i: bounds for i, bounds in ranges.items() if i != operator.outputs[0]}
-    for index, bounds in ranges.items():
-        tensor = graph.tensors[index]
+    # takes the range of its parts; with its own, the converter leaves float what reshapes one
+    joined = {o.outputs[0] for o in graph.operators if operator_name(model, o) == "CONCATENATION"}
+    for index in ranges.keys() - joined:
+        tensor, bounds = graph.tensors[index], ranges[index]
         tensor.quantization = tensor.quantization or schema.QuantizationParametersT()
         tensor.quantization.min, tensor.quantization.max = [[bound] for bound in bounds]
     with quiet():
@@ -877,17 +882,13 @@ def _fuse_activations(data):
     for operator in graph.operators:
         if sums and operator_name(model, operator) == "RELU":
             (source,) = operator.inputs
-            zero = schema.TensorT()
-            zero.name, zero.shape, zero.type = b"zero", [1], graph.tensors[source].type
-            zero.quantization = schema.QuantizationParametersT()
-            zero.quantization.scale = graph.tensors[source].quantization.scale
-            zero.quantization.zeroPoint = [0]
-            model.buffers.append(schema.BufferT())
-            model.buffers[-1].data = np.zeros(1, np.uint8)
-            zero.buffer = len(model.buffers) - 1
-            graph.tensors.append(zero)
+            quantization = schema.QuantizationParametersT()
+            quantization.scale = graph.tensors[source].quantization.scale
+            quantization.zeroPoint = [0]
+            zero = add_constant(model, graph, np.zeros(1, np.int8), quantization)
+            graph.tensors[zero].name = b"zero"
             operator.opcodeIndex = sums[0]
-            operator.inputs = [source, len(graph.tensors) - 1]
+            operator.inputs = [source, zero]
             operator.builtinOptionsType = schema.BuiltinOptions.AddOptions
             operator.builtinOptions = schema.AddOptionsT()
             operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU

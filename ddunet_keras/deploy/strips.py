@@ -23,7 +23,14 @@ from fractions import Fraction
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.flatbuffer import add_operator, constant, operator_name, tensor_bytes
+from ddunet_keras.deploy.flatbuffer import (
+    add_constant,
+    add_operator,
+    add_tensor,
+    constant,
+    operator_name,
+    tensor_bytes,
+)
 
 # fmt: off
 ELEMENTWISE = frozenset((
@@ -373,19 +380,11 @@ def _strips(model, graph, region, windows):
     """The operators of all strips, slices first and concatenations last; adds their tensors."""
 
     def tensor(like, rows):
-        new = copy.copy(graph.tensors[like])
-        new.shape = [new.shape[0], rows, *new.shape[2:]]
-        new.name = new.shapeSignature = None
-        new.buffer = 0
-        graph.tensors.append(new)
-        return len(graph.tensors) - 1
+        first, _, *rest = graph.tensors[like].shape
+        return add_tensor(graph, like, [first, rows, *rest])
 
     def values(numbers):
-        model.buffers.append(schema.BufferT(np.array(numbers, "<i4").view(np.uint8)))
-        graph.tensors.append(
-            schema.TensorT([len(numbers)], schema.TensorType.INT32, len(model.buffers) - 1)
-        )
-        return len(graph.tensors) - 1
+        return add_constant(model, graph, np.int32(numbers))
 
     def sliced(source, like, first, rows):
         """SLICE of `rows` rows of `source`, a tensor made like tensor `like`."""
