@@ -176,11 +176,16 @@ class _Merge:
         one."""
         return next(iter(self.forms.get(index, {1: index}).items()))
 
+    def source(self, index):
+        """A form to reshape. XNNPACK moves nothing where a reshape is the only reader, so the first
+        form that is reshaped is the source of all others."""
+        return list(self.forms.get(index, {1: index}).values())[:2][-1]
+
     def form(self, index, count=1):
         """The tensor with `count` columns merged."""
         forms = self.forms.setdefault(index, {1: index})
         if count not in forms:
-            forms[count] = self.reshape(self.native(index)[1], self.merged(index, count))
+            forms[count] = self.reshape(self.source(index), self.merged(index, count))
         return forms[count]
 
     def put(self, operator, inputs, count=1, **options):
@@ -256,7 +261,7 @@ class _Merge:
                     done = self.put(operator, inputs, count)
             elif name == "RESHAPE" and self.moving(operator.outputs[0]):
                 # the bytes are the same in every form
-                self.forms[operator.outputs[0]] = {None: self.native(first)[1]}
+                self.forms[operator.outputs[0]] = {None: self.source(first)}
                 done = True
         if not done:
             operator.inputs = [i if i < 0 else self.form(i) for i in operator.inputs]
@@ -304,10 +309,14 @@ class _Merge:
     def stacked(self, parts, count):
         """Maps of one shape below each other."""
         _, h, w, c = self.shape(parts[0])
+        like = w if any(w in self.forms.get(index, ()) for index in parts) else count
+        inputs = [self.form(index, like) for index in parts]
+        rows = self.tensor(parts[0], (1, len(parts) * h, w // like, like * c))
+        self.add("CONCATENATION", inputs, rows, schema.ConcatenationOptionsT(1, 0))
+        if like == count:
+            return rows
         shape = (1, len(parts) * h, w // count, count * c)
-        inputs = [self.form(index, count) for index in parts]
-        options = schema.ConcatenationOptionsT(1, 0)
-        return self.add("CONCATENATION", inputs, self.tensor(parts[0], shape), options)
+        return self.reshape(rows, self.tensor(parts[0], shape))
 
     def concatenation(self, operator):
         parts, (output,) = operator.inputs, operator.outputs
@@ -360,9 +369,14 @@ class _Merge:
             return self.put(operator, inputs, count, dilationWFactor=across // count)
         # copies of each row side by side, so far apart that from one tap's place in its copy to the
         # next one's in the next are whole merged columns
-        gap = -2 * across % count
-        copies = [self.padded(source, rate, rate, across, right) for right in (gap, across)]
-        copies = [copies[0], copies[0], copies[1]]
+        padded, more = self.padded(source, rate, rate, across, across), -3 * across % count * c
+        copies = [padded] * 3
+        if more:  # of any values
+            shape = (1, h + 2 * rate, 1, more)
+            begin, size = self.constant(np.int32([0] * 4)), self.constant(np.int32(shape))
+            inputs, gap = [padded, begin, size], self.tensor(source, shape)
+            self.add("SLICE", inputs, gap, schema.SliceOptionsT())
+            copies = [padded, gap, padded, gap, padded]
         width = sum(self.shape(i)[3] for i in copies) // c
         rows = self.tensor(source, (1, h + 2 * rate, 1, width * c))
         self.add("CONCATENATION", copies, rows, schema.ConcatenationOptionsT(3, 0))
@@ -431,7 +445,7 @@ class _Merge:
         matrix = part(matrix, 0, (1, 3, 1, count * channels * size))
         matrix = self.reshape(matrix, self.tensor(right, (1, 3, count * channels, size)))
         shape = (1, 1, h * w // count, count * channels)
-        source = self.reshape(self.native(left)[1], self.tensor(left, shape))
+        source = self.reshape(self.source(left), self.tensor(left, shape))
         new = copy.copy(operator)
         new.inputs = [source, matrix]
         new.outputs = [self.tensor(output, (1, 3, h * w // count, size))]
