@@ -3,10 +3,10 @@
     apt-get install qemu-user gcc    # Debian 12, as root
     python tests/benchmark_arm.py tflite/models/ddunet_c8_256.tflite
 
-Each `.tflite` file, and DDUNet of random weights with merged columns and without, runs on LiteRT
-for aarch64 under QEMU, as a Raspberry Pi 4 (Cortex-A72) and a Raspberry Pi 5 (Cortex-A76, which has
-dot products), and on this machine. Debian's and PyPI's packages for aarch64 are fetched into
-`--root` once. Instructions are no time, but XNNPACK's kernels are nearly free of branches and waits.
+Each `.tflite` file, or DDUNet of random weights with merged columns and without, runs on LiteRT
+for aarch64 under QEMU, as a Raspberry Pi 4 (Cortex-A72) and as a Raspberry Pi 5 (Cortex-A76, which
+has dot products), and on this machine. Debian's and PyPI's packages for aarch64 are fetched once,
+into `--root`. Instructions are no time, but XNNPACK's kernels have few branches and waits.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ CPUS = {
     ),
 }
 """QEMU's name -> what /proc/cpuinfo says of it, by which XNNPACK picks its kernels."""
-DEBIAN = """python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 zlib1g libexpat1
-libffi8 libstdc++6 libgcc-s1 libbz2-1.0 liblzma5 libcrypt1 libuuid1""".split()
+DEBIAN = ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "zlib1g")
+DEBIAN += ("libexpat1", "libffi8", "libstdc++6", "libgcc-s1", "libbz2-1.0", "liblzma5", "libuuid1")
 PYPI = ("numpy", "flatbuffers", "protobuf", "tqdm", "typing-extensions", "backports.strenum")
 PLUGIN = r"""
 #include <stdint.h>
@@ -93,6 +93,8 @@ def shell(*command, **options):
 
 def prepare(root):
     """Fills `root` with Python and LiteRT for aarch64, and the plugin that counts."""
+    if not shutil.which("qemu-aarch64"):
+        sys.exit("qemu-aarch64 was not found: apt-get install qemu-user")
     if (root / "ready").exists():
         return
     debs, wheels, site = root / "debs", root / "wheels", root / "site"
@@ -146,16 +148,14 @@ def main():
     prepare(root)
     photos = find_photos([options.photos]).values() if options.photos else ()
 
-    random = np.random.default_rng(0)
-    size = (options.size, options.size)
-    images = random.integers(0, 256, (4, *size, 3)).astype("uint8")
-    model = DDUNet((*size, 3), options.base_channels, deep_supervision=False)
-    plain = quantize(model, size, images, head=TARGETS["cpu"].head, output="probability")
-    forms = {"random weights": plain, "random weights, merged columns": merge_columns(plain)}
-    forms |= {path.name: path.read_bytes() for path in options.files}
-    print(
-        f"\n{'':34}{'CPU':12}{'images':>7} {'equal bits':>11} {'equal masks':>12} {'M instructions each':>20}"
-    )
+    forms = {path.name: path.read_bytes() for path in options.files}
+    if not forms:
+        size = (options.size, options.size)
+        images = np.random.default_rng(0).integers(0, 256, (4, *size, 3)).astype("uint8")
+        model = DDUNet((*size, 3), options.base_channels, deep_supervision=False)
+        plain = quantize(model, size, images, head=TARGETS["cpu"].head, output="probability")
+        forms = {"columns as they are": plain, "merged columns": merge_columns(plain)}
+    print(f"\n{'':28}{'CPU':12}{'images':>7}{'same bits':>11}{'masks':>10}{'M instructions':>16}")
     for name, data in forms.items():
         model = read_tflite(data)
         height, width = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].shape[1:3]
@@ -171,10 +171,8 @@ def main():
             theirs = theirs[: len(feeds)].astype("int16")
             equal, masks = np.mean(theirs == ours), np.mean((theirs >= half) == (ours >= half))
             each = (total - start) / len(feeds) / 1e6
-            print(
-                f"{name:34}{cpu:12}{len(feeds):7} {equal:11.3%} {masks:12.3%} {each:20.1f}",
-                flush=True,
-            )
+            line = f"{name:28}{cpu:12}{len(feeds):7}{equal:11.3%}{masks:10.3%}{each:16.1f}"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

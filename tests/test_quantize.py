@@ -97,6 +97,20 @@ def test_kernels_agree_on_the_scale_of_every_product(head, photos):
     assert found >= (21 if head == "matmul" else 29)
 
 
+def test_next_to_no_product_with_a_gate_lies_halfway(photos):
+    """XNNPACK rounds what lies halfway to the even number on x86, and up on Arm."""
+    model = read_tflite(quantize(network(), SIZE, photos))
+    tensors, found = model.subgraphs[0].tensors, 0
+    for operator in model.subgraphs[0].operators:
+        indices = [*operator.inputs, *operator.outputs]
+        a, b, *c = (np.float64(tensors[i].quantization.scale[0]) for i in indices[:3])
+        if operator_name(model, operator) == "MUL" and b == 1 / 256:
+            products = np.outer(np.arange(256), np.arange(256)) * (a * b / c[0])
+            assert np.mean(products % 1 == 0.5) < 1e-4
+            found += 1
+    assert found == 20
+
+
 @pytest.mark.parametrize("head", ["multiply", "matmul"])
 def test_training_rounds_every_map_as_the_file_does(head, photos):
     """The converter unites ranges where an operator has one scale; training must know of it."""

@@ -568,20 +568,21 @@ def _quantize(plain, ranges, io):
 
 
 def _exact(model, ranges):
-    """The ranges a little wider, so that every kernel rounds alike.
+    """The ranges a little wider, so that kernels round alike.
 
     TFLM divides the product of the inputs' scales by the output's in double precision, LiteRT in
     single, and a last bit tips values that lie halfway. Scales of 12 binary digits have products
-    that are exact in float32; the quotient is exact, too, where the first input's scale is the
-    output's times a number of 4 digits, which costs it some percent of its resolution, or, where
-    that input is not a convolution's for this product alone, where the output's is that of the
-    input, or 1, times a power of two. The output of a ReLU has 8 digits, and its input that times a
-    number of 8 digits. The right side of a matrix product has the zero point 0, with which LiteRT
-    is 6 times faster.
+    that are exact in float32. The quotient is exact, too, where the output's scale is that of the
+    first input, or 1, times a power of two. A product with a Softmax, whose scale is 1 / 256, needs
+    less: the first input's scale is the output's times a number of 12 digits, if it is a
+    convolution's for this product alone. The last of them is 1, so that next to no value lies
+    halfway, where XNNPACK rounds otherwise on Arm than on x86. The output of a ReLU has 8 digits,
+    and its input that times a number of 8 digits. The right side of a matrix product has the zero
+    point 0, with which LiteRT is 6 times faster.
     """
     graph = model.subgraphs[0]
     products = [
-        (operator.inputs[0], operator.outputs[0])
+        (*operator.inputs, operator.outputs[0])
         for operator in graph.operators
         if operator_name(model, operator) in ("MUL", "BATCH_MATMUL")
     ]
@@ -607,10 +608,10 @@ def _exact(model, ranges):
         ranges[index] = -bound, bound
     widths = {index: (high - low) / 255 for index, (low, high) in ranges.items()}
     scales = {index: _digits(width, 12) for index, width in widths.items()}
-    for source, output in products:
-        if source in free:
+    for source, other, output in products:
+        if source in free and math.frexp(scales.get(other, 0.0))[0] == 0.5:
             scales[output] = _digits(widths[output], 8)
-            scales[source] = scales[output] * _digits(widths[source] / scales[output], 4)
+            scales[source] = scales[output] * _digits(widths[source] / scales[output], 12, odd=True)
         else:
             units = 1.0, scales.get(source, 1.0)
             scales[output] = min(unit * _digits(widths[output] / unit, 1) for unit in units)
@@ -659,10 +660,11 @@ def _makers(graph):
     return {operator.outputs[0]: operator for operator in graph.operators}
 
 
-def _digits(value, count):
-    """The least number of so many binary digits that is not below a positive value."""
+def _digits(value, count, odd=False):
+    """The least number of so many binary digits that is not below a positive value; with `odd` its
+    last digit is 1."""
     mantissa, exponent = math.frexp(value)
-    return math.ldexp(math.ceil(mantissa * 2**count) / 2**count, exponent)
+    return math.ldexp((math.ceil(mantissa * 2**count) | odd) / 2**count, exponent)
 
 
 def _run(data, images, xnnpack=()):
