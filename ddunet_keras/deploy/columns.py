@@ -11,7 +11,8 @@ What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes 
 concatenation of channels becomes one of rows below each other, which a convolution with a tap in
 each part reads, be it the one that reads it anyway or one that copies.
 
-What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI.
+What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI. Arm needs
+fewer instructions, too: `tests/benchmark_arm.py`.
 
 Imports neither TensorFlow nor Keras.
 """
@@ -177,8 +178,8 @@ class _Merge:
         return next(iter(self.forms.get(index, {1: index}).items()))
 
     def source(self, index):
-        """A form to reshape. XNNPACK moves nothing where a reshape is the only reader, so the first
-        form that is reshaped is the source of all others."""
+        """The form to reshape: the first one that was. XNNPACK moves nothing where a reshape is the
+        only reader, so the others are better made from its result."""
         return list(self.forms.get(index, {1: index}).values())[:2][-1]
 
     def form(self, index, count=1):
