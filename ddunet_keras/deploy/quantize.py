@@ -574,8 +574,8 @@ def _exact(model, ranges):
     single, and a last bit tips values that lie halfway. Scales of 12 binary digits have products
     that are exact in float32. The quotient is exact, too, where the output's scale is that of the
     first input, or 1, times a power of two. A product with a Softmax, whose scale is 1 / 256, needs
-    less: the first input's scale is the output's times a number of 12 digits, if it is a
-    convolution's for this product alone. The last of them is 1, so that next to no value lies
+    less: the output's scale has 6 digits, and the first input's is that times a number of 10, if it
+    is a convolution's for this product alone. The last of them is 1, so that next to no value lies
     halfway, where XNNPACK rounds otherwise on Arm than on x86. The output of a ReLU has 8 digits,
     and its input that times a number of 8 digits. The right side of a matrix product has the zero
     point 0, with which LiteRT is 6 times faster.
@@ -610,8 +610,8 @@ def _exact(model, ranges):
     scales = {index: _digits(width, 12) for index, width in widths.items()}
     for source, other, output in products:
         if source in free and math.frexp(scales.get(other, 0.0))[0] == 0.5:
-            scales[output] = _digits(widths[output], 8)
-            scales[source] = scales[output] * _digits(widths[source] / scales[output], 12, odd=True)
+            scales[output] = _digits(widths[output], 6)
+            scales[source] = scales[output] * _digits(widths[source] / scales[output], 10, odd=True)
         else:
             units = 1.0, scales.get(source, 1.0)
             scales[output] = min(unit * _digits(widths[output] / unit, 1) for unit in units)
