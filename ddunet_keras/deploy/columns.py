@@ -209,6 +209,12 @@ class _Merge:
         inputs = [self.form(index, w), pads]
         return self.add("PAD", inputs, self.tensor(index, shape), schema.PadOptionsT())
 
+    def part(self, source, start, shape):
+        """Values of this shape, from the last axis's value `start` on."""
+        begin = self.constant(np.int32([0, 0, 0, start]))
+        inputs = [source, begin, self.constant(np.int32(shape))]
+        return self.add("SLICE", inputs, self.tensor(source, shape), schema.SliceOptionsT())
+
     def window(self, index, above, width, count):
         """A map with merged columns and the padding that a kernel of so many columns asks for."""
         _, h, w, c = self.shape(index)
@@ -373,10 +379,7 @@ class _Merge:
         padded, more = self.padded(source, rate, rate, across, across), -3 * across % count * c
         copies = [padded] * 3
         if more:  # of any values
-            shape = (1, h + 2 * rate, 1, more)
-            begin, size = self.constant(np.int32([0] * 4)), self.constant(np.int32(shape))
-            inputs, gap = [padded, begin, size], self.tensor(source, shape)
-            self.add("SLICE", inputs, gap, schema.SliceOptionsT())
+            gap = self.part(padded, 0, (1, h + 2 * rate, 1, more))
             copies = [padded, gap, padded, gap, padded]
         width = sum(self.shape(i)[3] for i in copies) // c
         rows = self.tensor(source, (1, h + 2 * rate, 1, width * c))
@@ -422,11 +425,6 @@ class _Merge:
         def small(name, inputs, shape, options):
             return self.add(name, inputs, self.tensor(right, shape), options)
 
-        def part(source, start, shape):
-            begin = self.constant(np.int32([0, 0, 0, start]))
-            inputs = [source, begin, self.constant(np.int32(shape))]
-            return small("SLICE", inputs, shape, schema.SliceOptionsT())
-
         def wider(source, more):
             shape = list(self.shape(source))
             shape[3] += more
@@ -438,12 +436,13 @@ class _Merge:
             shape[axis] *= len(parts)
             return small("CONCATENATION", parts, shape, schema.ConcatenationOptionsT(axis, 0))
 
-        rows = [part(self.form(right), row * across, (1, 1, channels, across)) for row in range(3)]
+        whole, shape = self.form(right), (1, 1, channels, across)
+        rows = [self.part(whole, row * across, shape) for row in range(3)]
         matrix = wider(join(rows, 1), size - across)
         # block after block on the diagonal
         matrix = self.reshape(matrix, self.tensor(right, (1, 3, 1, channels * size)))
         matrix = join([wider(matrix, across)] * count, 3)
-        matrix = part(matrix, 0, (1, 3, 1, count * channels * size))
+        matrix = self.part(matrix, 0, (1, 3, 1, count * channels * size))
         matrix = self.reshape(matrix, self.tensor(right, (1, 3, count * channels, size)))
         shape = (1, 1, h * w // count, count * channels)
         source = self.reshape(self.source(left), self.tensor(left, shape))
