@@ -96,7 +96,8 @@ def _train(arguments):
     options = vars(arguments) | {"split": arguments.split and Split.load(arguments.split)}
     options["also"] = [(folder, Split.load(split)) for folder, split in arguments.also]
     del options["run"]
-    train(**options)
+    verbose = "auto" if sys.stdout.isatty() else 2  # to a file, a line an epoch
+    train(**options, verbose=verbose)
     print(f"wrote {arguments.out}: best.keras, last.keras, run.json, split.json, curves.png")
 
 

@@ -99,6 +99,14 @@ def test_what_the_train_extra_brings_is_named_where_it_is_missing(skies, tmp_pat
     assert_one_line_error((done.returncode, done.stdout, done.stderr), "keras", "pip install")
 
 
+def test_training_into_a_file_says_a_line_an_epoch(capsys, tmp_path, skies):
+    options = "--variant baseline --base-channels 2 --image-size 32 --epochs 2".split()
+    code, out, err = ddunet(capsys, "train", skies, "--out", tmp_path / "run", *options)
+    assert code == 0, err
+    assert "\r" not in out and "\b" not in out  # no bar, drawn anew at each step
+    assert len(re.findall(r"loss: \S+ .* val_loss: ", out)) == 2
+
+
 def test_the_choices_are_those_of_the_library():
     from ddunet_keras import training
     from ddunet_keras.model import VARIANTS
