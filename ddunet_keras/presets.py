@@ -16,7 +16,7 @@ PRESETS = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "a19de461f01114e5eb88426bca5c2526d92226075d855b83db32b5194c771222",
+        "tflite_sha256": "6efcfea8dd5bd34c8e4af799c425758b643831ec66989ecc4bc1bd88995388e3",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
