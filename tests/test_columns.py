@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 from random_tflite import Network, photos, random_network, reference, u_net
 
 from ddunet_keras.deploy.columns import merge_columns
@@ -194,6 +195,36 @@ def test_a_reshaped_map_takes_the_bytes_of_any_form():
     rows = net.add("RESHAPE", inputs, (1, 4, 8, 16), schema.ReshapeOptionsT([1, 4, 8, 16]))
     changed = merged(net.data(net.conv(rows, 3, 1)))
     assert len(made(changed, "RESHAPE")) == 3  # into the first convolution, out of it, and the end
+
+
+def crossing(data):
+    """How many maps LiteRT hands from one piece that XNNPACK computes to another."""
+    interpreter = Interpreter(model_content=data, num_threads=1)
+    interpreter.allocate_tensors()
+    pieces = [o for o in interpreter._get_ops_details() if o["op_name"] == "DELEGATE"]
+    shapes = {d["index"]: d["shape"] for d in interpreter.get_tensor_details()}
+    given = {index for piece in pieces for index in piece["outputs"]}
+    taken = {index for piece in pieces for index in piece["inputs"]}
+    assert len(pieces) == 2
+    return sum(shapes[index][1] > 1 for index in given & taken)
+
+
+@pytest.mark.parametrize("branches", [2, 5, 40])  # 40: numbers of more than seven bits
+def test_what_stands_after_a_softmax_waits_for_it(branches):
+    net = Network(0, (8, 16), 32)
+    source = net.conv(net.source, 32, 1)
+    axes = net.graph.constant(np.array([1, 2], np.int32))
+    mean = net.add("MEAN", [source, axes], (1, 1, 1, 32), schema.ReducerOptionsT(True))
+    scale = {"scale": 1 / 256, "zero": -128}
+    gate = net.add("SOFTMAX", [mean], (1, 1, 1, 32), schema.SoftmaxOptionsT(1.0), **scale)
+    total = source
+    for _ in range(branches):
+        inputs = [net.depthwise(source), gate]
+        product = net.add("MUL", inputs, net.shape(source), schema.MulOptionsT())
+        total = net.sum(total, product)
+    data = net.data(total)
+    assert crossing(data) == branches + 1
+    assert crossing(merged(data)) == 1
 
 
 def test_a_file_of_two_graphs_is_refused():

@@ -11,6 +11,10 @@ What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes 
 concatenation of channels becomes one of rows below each other, which a convolution with a tap in
 each part reads, be it the one that reads it anyway or one that copies.
 
+XNNPACK has no int8 Softmax, and LiteRT gives it whatever can be computed before one in one piece: so
+the maps of all branches, which then leave the cache before the Softmax has their weights. Here the
+file says that what stands after a Softmax waits for it.
+
 What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI. Arm needs
 fewer instructions, too: `tests/benchmark_arm.py`.
 
@@ -53,6 +57,9 @@ COLUMNS = (2, 4, 8, 16)
 GAIN = 0.9
 """Share of the cost as it was that what replaces it must not exceed."""
 
+CONTROL = b"model_control_dependencies"
+"""Name of the metadata with pairs of operators, the second of which waits for the first."""
+
 
 def merge_columns(data) -> bytes:
     """A `.tflite` that computes the same, bit for bit, faster on XNNPACK.
@@ -66,7 +73,35 @@ def merge_columns(data) -> bytes:
     model = read_tflite(data)
     _Merge(model).run()
     strip_names(model)
+    _wait_for_softmax(model)
     return write_tflite(model)
+
+
+def _wait_for_softmax(model):
+    """Has LiteRT compute what stands after a Softmax after it. The numbers of operators are those
+    of the file as it is, so this comes last.
+
+    Source of the format: `metadata_util.cc` of TensorFlow Lite, version 1.
+    """
+    graph, edges, found, sources = only_graph(model), [], set(), {}
+    for number, operator in enumerate(graph.operators):
+        waits = set().union(*(sources.get(index, ()) for index in operator.inputs))
+        edges += [(softmax, number) for softmax in sorted(found - waits)]
+        if operator_name(model, operator) == "SOFTMAX":
+            found.add(number)
+            waits.add(number)
+        sources |= dict.fromkeys(operator.outputs, waits)
+    if edges:  # version, number of graphs, of pairs, and those, as signed numbers: doubled
+        numbers = [1, 1, len(edges), *(2 * number for edge in edges for number in edge)]
+        data = b"".join(map(_varint, numbers))
+        model.metadata.append(schema.MetadataT(CONTROL, len(model.buffers)))
+        model.buffers.append(schema.BufferT(np.frombuffer(data, np.uint8)))
+
+
+def _varint(number):
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    more, low = divmod(number, 128)
+    return bytes([low | 128]) + _varint(more) if more else bytes([low])
 
 
 def _up(value, multiple):
