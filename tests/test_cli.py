@@ -100,8 +100,8 @@ def test_what_the_train_extra_brings_is_named_where_it_is_missing(skies, tmp_pat
 
 
 def test_training_into_a_file_says_a_line_an_epoch(capsys, tmp_path, skies):
-    options = "--variant baseline --base-channels 2 --image-size 32 --epochs 2".split()
-    code, out, err = ddunet(capsys, "train", skies, "--out", tmp_path / "run", *options)
+    small = ["--variant", "baseline", "--base-channels", 2, "--image-size", 32, "--epochs", 2]
+    code, out, err = ddunet(capsys, "train", skies, "--out", tmp_path / "run", *small)
     assert code == 0, err
     assert "\r" not in out and "\b" not in out  # no bar, drawn anew at each step
     assert len(re.findall(r"loss: \S+ .* val_loss: ", out)) == 2

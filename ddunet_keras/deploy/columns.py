@@ -11,9 +11,9 @@ What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes 
 concatenation of channels becomes one of rows below each other, which a convolution with a tap in
 each part reads, be it the one that reads it anyway or one that copies.
 
-XNNPACK has no int8 Softmax, and LiteRT gives it whatever can be computed before one in one piece: so
-the maps of all branches, which then leave the cache before the Softmax has their weights. Here the
-file says that what stands after a Softmax waits for it.
+XNNPACK has no int8 Softmax. What can be computed before one LiteRT gives it in one piece: so the
+maps of all branches, which have left the cache when the Softmax has their weights. Here the file
+says that what stands after a Softmax waits for it.
 
 What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI. Arm needs
 fewer instructions, too: `tests/benchmark_arm.py`.
