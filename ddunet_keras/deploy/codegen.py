@@ -16,7 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras import __version__
-from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite, write_tflite
+from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite, set_metadata, write_tflite
 from ddunet_keras.files import DataError, write_text
 from ddunet_keras.runtime import check_segmenter
 from ddunet_keras.sky import class_names
@@ -221,13 +221,7 @@ def add_metadata(
         raise ValueError(f"`labels` must be {channels} names. Received: labels={labels!r}")
     mean = 128.0 if source.type == schema.TensorType.FLOAT32 else 0.0
     activation = 0 if kind == "probability" else 1 if channels == 1 else 2  # none, sigmoid, softmax
-    buffer = schema.BufferT()
-    content = _metadata(mean, activation, name, description)
-    buffer.data = np.frombuffer(content, np.uint8)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = "TFLITE_METADATA", len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata.append(entry)
+    set_metadata(model, b"TFLITE_METADATA", _metadata(mean, activation, name, description))
     file = io.BytesIO(write_tflite(model))
     with zipfile.ZipFile(file, "a") as archive:  # a ZipInfo of its own has no time of day in it
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(labels) + "\n")

@@ -36,6 +36,7 @@ from ddunet_keras.deploy.flatbuffer import (
     constant,
     operator_name,
     read_tflite,
+    set_metadata,
     write_tflite,
 )
 from ddunet_keras.deploy.memory import only_graph, strip_names
@@ -93,9 +94,7 @@ def _wait_for_softmax(model):
         sources |= dict.fromkeys(operator.outputs, waits)
     if edges:  # version, number of graphs, of pairs, and those, as signed numbers: doubled
         numbers = [1, 1, len(edges), *(2 * number for edge in edges for number in edge)]
-        data = b"".join(map(_varint, numbers))
-        model.metadata.append(schema.MetadataT(CONTROL, len(model.buffers)))
-        model.buffers.append(schema.BufferT(np.frombuffer(data, np.uint8)))
+        set_metadata(model, CONTROL, b"".join(map(_varint, numbers)))
 
 
 def _varint(number):

@@ -146,6 +146,13 @@ def add_constant(model, subgraph, array, quantization=None) -> int:
     return len(subgraph.tensors) - 1
 
 
+def set_metadata(model, name, content) -> None:
+    """Gives a model metadata: bytes under a name, in place of what stood under it."""
+    model.metadata = [entry for entry in model.metadata if entry.name != name]
+    model.metadata.append(schema.MetadataT(name, len(model.buffers)))
+    model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
+
+
 def constant(model, subgraph, tensor_index) -> np.ndarray | None:
     """Value of a constant tensor in its own type and shape (read-only); None for any other tensor.
 

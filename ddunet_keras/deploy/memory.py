@@ -26,6 +26,7 @@ from ddunet_keras.deploy.flatbuffer import (
     constant,
     operator_name,
     read_tflite,
+    set_metadata,
     tensor_bytes,
     write_tflite,
 )
@@ -482,10 +483,8 @@ def plan(model, enough=0, rounds=PLAN_ROUNDS) -> int:
     for g, start in starts.items():
         for index, at in groups[g]:
             offsets[index] = start + at
-    data = np.concatenate([np.array([1, 0, len(offsets)], "<i4"), offsets]).view(np.uint8)
-    model.metadata = [entry for entry in model.metadata if entry.name != PLAN]
-    model.metadata.append(schema.MetadataT(PLAN, len(model.buffers)))
-    model.buffers.append(schema.BufferT(data))
+    header = np.array([1, 0, len(offsets)], "<i4")
+    set_metadata(model, PLAN, header.tobytes() + offsets.tobytes())
     return total
 
 
