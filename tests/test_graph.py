@@ -40,11 +40,23 @@ def model():
         ("multiply", {"num_classes": 3}),
         ("multiply", {"variant": "dmsc", "num_classes": 3}),
         ("multiply", {"variant": "baseline"}),
+        ("matmul", {"variant": "baseline"}),
+        ("matmul", {"variant": "dmsc"}),
+        ("matmul", {"base_channels": 4}),  # maps of more channels than JOINED
         ("matmul", {"dtype": "mixed_float16"}),
     ],
 )
 def test_equals_the_model(head, config):
     assert check_graph(trained(**config), SIZE, head) <= 1e-5
+
+
+@pytest.mark.parametrize(("head", "sums"), [("multiply", 4), ("matmul", 1)])
+def test_narrow_residual_blocks_are_one_convolution_for_a_cpu(head, sums):
+    built = build_graph(trained(base_channels=4), SIZE, head=head)
+    blocks = [built.get_layer(f"decoder_{stage}_1") for stage in range(1, 5)]
+    assert [layer.output.shape[-1] for layer in blocks] == [64, 32, 16, 8]
+    kinds = [type(layer).__name__ for layer in blocks]
+    assert kinds == ["Add"] * sums + ["Conv2D"] * (4 - sums)
 
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "align_corners"])
