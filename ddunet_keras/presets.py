@@ -16,7 +16,7 @@ PRESETS = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "8e7f7d1e2438fa276e67a4dbf16fd0c97b5b51336e0e6bd58b003351bb7059da",
+        "tflite_sha256": "b87d79e8f18f579145c18d1ccbbda257c560e40fe269117233ef2e3b042bdebf",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
