@@ -188,6 +188,14 @@ def test_padding_is_of_whole_rows():
     assert made(merged(net.data(padded)), "PAD") == [[1, 6, 16, 5]]
 
 
+def test_padding_is_left_to_the_convolution_where_its_map_is_not_merged():
+    net = Network(0, (8, 16), 16)
+    assert made(merged(net.data(net.down(net.source))), "PAD") == [[1, 10, 18, 16]]
+    net = Network(0, (8, 16), 8)
+    narrow = net.conv(net.source, 8, size=1)  # whose columns are merged
+    assert made(merged(net.data(net.down(narrow))), "PAD") == [[1, 10, 1, 18 * 8]]
+
+
 def test_a_reshaped_map_takes_the_bytes_of_any_form():
     net = Network(3, (8, 16), 4)
     shape = net.graph.constant(np.array([1, 4, 8, 16], np.int32))

@@ -7,9 +7,10 @@ So a convolution becomes one of such maps, with the same weights at other places
 depthwise one does where n divides its dilation; elsewhere it reads copies of its input that lie
 side by side.
 
-What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes one of rows, and a
-concatenation of channels becomes one of rows below each other, which a convolution with a tap in
-each part reads, be it the one that reads it anyway or one that copies.
+What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes one of rows, unless
+it is part of the convolution behind it, and a concatenation of channels becomes one of rows below
+each other, which a convolution with a tap in each part reads, be it the one that reads it anyway or
+one that copies.
 
 XNNPACK has no int8 Softmax. What can be computed before one LiteRT gives it in one piece: so the
 maps of all branches, which have left the cache when the Softmax has their weights. Here the file
@@ -494,6 +495,10 @@ class _Merge:
         """Of whole rows: their first and last values are the first and last pixels' channels."""
         source, pads = operator.inputs[0], self.value(operator.inputs[1])
         if pads is None or pads.shape != (4, 2) or pads[[0, 3]].any():
+            return False
+        if self.native(source)[0] == 1 and self.reader(operator.outputs[0], "CONV_2D"):
+            return False  # XNNPACK pads within the convolution
+        if self.native(source)[0] == 1 and self.reader(operator.outputs[0], "CONV_2D"):
             return False
         self.reshape(self.padded(source, *pads[1], *pads[2]), operator.outputs[0])
         return True
