@@ -16,7 +16,7 @@ PRESETS = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "b87d79e8f18f579145c18d1ccbbda257c560e40fe269117233ef2e3b042bdebf",
+        "tflite_sha256": "a08094734ebbc7f3b3fb29698ebd23439060dd45930f52249b23c97f4dd481b6",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
