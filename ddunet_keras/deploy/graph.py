@@ -50,8 +50,9 @@ def build_graph(
         size: (height, width) of the input, multiples of 16; the weights fit every size.
         head: form of the dynamic head. "multiply": nine products of the map with a vector, each
             summed over the channels; runs everywhere. "matmul": one batched matrix product; faster
-            and more accurate on a CPU, but Vela and the Edge TPU lack it. A static head is a
-            convolution in either case.
+            and more accurate on a CPU, but Vela and the Edge TPU lack it. The rest then has the
+            form for a CPU, too: see `GRID` and `JOINED`. A static head is a convolution in
+            either case.
         output: "probability" (height, width, 1 or n), "logits", or "mask", whole numbers
             (height, width, 1): cloud is 1, or the index of the most probable class.
         framework: `keras`, or `tf_keras`, which tensorflow-model-optimization needs.
@@ -136,7 +137,7 @@ def _assemble(
             raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r}")
     if not isinstance(model, DDUNet):
         raise ValueError(f"`model` must be a DDUNet. Received: {type(model).__name__}")
-    build = _Builder(framework, model.upsampling, scales or {}, dtype, interleaved=head == "matmul")
+    build = _Builder(framework, model.upsampling, scales or {}, dtype, for_cpu=head == "matmul")
     image = build.layers.Input(batch_shape=(batch_size, height, width, 3), name="image")
 
     kernel, bias = _folded(model.get_layer("stem").conv, model.get_layer("stem").norm)
@@ -253,10 +254,10 @@ class _Layers:
 class _Builder:
     """Makes layers of one framework with given weights; blocks are named as in the model."""
 
-    def __init__(self, framework, upsampling, scales, dtype, interleaved):
+    def __init__(self, framework, upsampling, scales, dtype, for_cpu):
         self.framework, self.layers = framework, _Layers(framework.layers, dtype)
         self.upsampling, self.scales, self.members = upsampling, scales, {}
-        self.interleaved = interleaved
+        self.for_cpu = for_cpu
 
     def scale(self, x):
         """The factors of the map's channels."""
@@ -330,7 +331,7 @@ class _Builder:
         and pooling has that of the map."""
         if parts == 1:
             layer = self.layers.GlobalAveragePooling2D(keepdims=True, name=name)
-        elif self.interleaved:
+        elif self.for_cpu:
             _, height, width, channels = x.tensor.shape
             parts = parts**2
             shape = (1, height * width // parts, parts * channels)
@@ -368,7 +369,7 @@ class _Builder:
         name, channels = block.name, sum(x.tensor.shape[-1] for x in maps)
         kernel, bias = _folded(block.depthwise, block.depthwise_norm)
         outer, offset = _folded(block.pointwise, block.pointwise_norm)
-        if self.interleaved and channels <= JOINED:
+        if self.for_cpu and channels <= JOINED:
             parts, start = [], 0
             for number, x in enumerate(maps, 1):
                 part = slice(start, start := start + x.tensor.shape[-1])
@@ -431,7 +432,7 @@ class _Builder:
         averages = []
         for part, x in enumerate((decoder, encoder), 1):
             # pooling and concatenation keep the scale: without this, both maps would share theirs
-            x = x if self.interleaved else self.halve(x, f"{name}_half_{part}")
+            x = x if self.for_cpu else self.halve(x, f"{name}_half_{part}")
             averages.append(self.average(x, f"{name}_average_{part}"))
         averages = self.concatenate(averages, f"{name}_averages")
         hidden = self.dense(averages, *block.weight_1.get_weights(), f"{name}_weight_1", "relu")
