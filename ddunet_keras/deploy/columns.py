@@ -498,7 +498,5 @@ class _Merge:
             return False
         if self.native(source)[0] == 1 and self.reader(operator.outputs[0], "CONV_2D"):
             return False  # XNNPACK pads within the convolution
-        if self.native(source)[0] == 1 and self.reader(operator.outputs[0], "CONV_2D"):
-            return False
         self.reshape(self.padded(source, *pads[1], *pads[2]), operator.outputs[0])
         return True

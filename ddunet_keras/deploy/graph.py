@@ -158,13 +158,13 @@ def _assemble(
     before = None
     for stage in range(1, 5):
         x = build.up(x, model.get_layer(f"up_{stage}"), before)
-        maps = [x, skips[4 - stage]]
+        maps, joint = [x, skips[4 - stage]], f"concatenate_{stage}"
         if model.variant == "baseline":
-            x = build.concatenate(maps, f"concatenate_{stage}")
+            x, number = build.concatenate(maps, joint), 1
         else:
-            x = build.residual(maps, model.get_layer(f"decoder_{stage}_1"), f"concatenate_{stage}")
+            x, number = build.residual(maps, model.get_layer(f"decoder_{stage}_1"), joint), 2
         # the last block ends in a 1x1 convolution, and the next stage begins with one
-        block = model.get_layer(f"decoder_{stage}_{1 if model.variant == 'baseline' else 2}")
+        block = model.get_layer(f"decoder_{stage}_{number}")
         x = build.depthwise(x, _folded(block.depthwise, block.depthwise_norm), block.name)
         before = _folded(block.pointwise, block.pointwise_norm)
     x = build.conv(x, *before, "decoder", stream="decoder")
