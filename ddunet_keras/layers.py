@@ -57,7 +57,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the channels of a 4D tensor that trains as one fused kernel.
 
     Keras 3 composes batch normalization from moments; TensorFlow and PyTorch have one kernel for
-    it, which makes this network train faster on a CPU (`tests/benchmark_training.py` prints the
+    it, which makes this network train faster on a CPU (`tools/benchmark_training.py` prints the
     ratio). Arguments, weights and values are those of `keras.layers.BatchNormalization`;
     only its call with `training=True` differs, and only in rounding.
 

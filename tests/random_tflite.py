@@ -4,8 +4,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from tiny_tflite import _Graph
 
-from ddunet_keras.deploy.flatbuffer import read_tflite, write_tflite
-from ddunet_keras.deploy.verify import run_litert
+from ddunet_keras.litert.model import read_tflite, write_tflite
+from ddunet_keras.litert.run import run_litert
 
 SCALE, ZERO = 0.05, 3
 

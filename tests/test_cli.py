@@ -111,8 +111,8 @@ def test_the_choices_are_those_of_the_library():
     from ddunet_keras import training
     from ddunet_keras.model import VARIANTS
 
-    assert cli.VARIANTS == VARIANTS
-    assert set(cli.RECIPES) == set(training.RECIPES)
+    assert cli.train.VARIANTS == VARIANTS
+    assert set(cli.train.RECIPES) == set(training.RECIPES)
 
 
 def test_version_and_module(capsys):
@@ -229,9 +229,9 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    code = "import sys, os; from ddunet_keras import cli\n"
-    code += "cli._check = lambda arguments: print('x' * 10**6, flush=True)\n"
-    code += "cli._check.__name__ = '_check'; sys.exit(cli.main(['check', 'data']))"
+    code = "import sys; from ddunet_keras import cli\n"
+    code += "cli.data.run_check = lambda arguments: print('x' * 10**6, flush=True)\n"
+    code += "sys.exit(cli.main(['check', 'data']))"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
@@ -378,13 +378,10 @@ def test_demo_goes_all_the_way_and_may_be_run_again(capsys, monkeypatch, tmp_pat
     assert named and all(list(path.parent.glob(path.name)) for path in named)
     assert json.loads((out / "run" / "run.json").read_text())
 
-    for name in ("_synthetic", "_train", "_evaluate", "_predict"):
-
-        def nothing(arguments):
-            pass
-
-        nothing.__name__ = name
-        monkeypatch.setattr(cli, name, nothing)
+    for name in ("data.run_synthetic", "train.run_train"):
+        monkeypatch.setattr(f"ddunet_keras.cli.{name}", lambda arguments: None)
+    for name in ("evaluate.run_evaluate", "predict.run_predict"):
+        monkeypatch.setattr(f"ddunet_keras.cli.{name}", lambda arguments: None)
     assert ddunet(capsys, *arguments)[0] == 0
     assert not (out / "run").exists()
 

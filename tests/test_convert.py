@@ -20,7 +20,7 @@ from ddunet_keras.deploy.convert import (
     plain_photos,
 )
 from ddunet_keras.files import DataError
-from ddunet_keras.runtime import Segmenter
+from ddunet_keras.segmenter import Segmenter
 
 SIZE = (32, 48)
 

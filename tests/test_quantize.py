@@ -12,7 +12,6 @@ from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.data.synthetic import write_synthetic
 from ddunet_keras.deploy import quantize as module
-from ddunet_keras.deploy.flatbuffer import constant, operator_name, read_tflite, write_tflite
 from ddunet_keras.deploy.graph import build_graph
 from ddunet_keras.deploy.quantize import (
     calibration_images,
@@ -22,6 +21,7 @@ from ddunet_keras.deploy.quantize import (
     train_quantized,
 )
 from ddunet_keras.files import DataError
+from ddunet_keras.litert.model import constant, operator_name, read_tflite, write_tflite
 from ddunet_keras.model import DDUNet
 
 SIZE = (32, 48)

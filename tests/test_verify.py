@@ -8,21 +8,13 @@ import warnings
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.deploy import verify as module
-from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite, write_tflite
-from ddunet_keras.deploy.verify import (
-    ChildError,
-    compare_layers,
-    in_child,
-    layers_to_markdown,
-    probabilities,
-    run_litert,
-    run_tflm,
-    verify,
-)
+from ddunet_keras.deploy.verify import compare_layers, layers_to_markdown, probabilities, verify
+from ddunet_keras.litert.model import operator_name, read_tflite, write_tflite
+from ddunet_keras.litert.run import ChildError, in_child, run_litert, run_tflm
 
-schema = module.schema
 SIZE = (16, 24)
 
 
@@ -297,7 +289,7 @@ def test_xnnpack_may_be_further_from_the_reference_in_one_image_of_twenty(
         outputs[: 0 if reference else far] = 9
         return outputs
 
-    monkeypatch.setattr(module, "_litert", litert)
+    monkeypatch.setattr(module, "run_litert_in_child", litert)
     check = named(verify(files[0], images), "XNNPACK")
     assert check.passed is passed
     assert "most in image 0: 9" in check.detail
@@ -398,7 +390,7 @@ def test_a_child_may_die_or_raise():
 
 def test_imports_no_framework():
     code = (
-        "import ddunet_keras.deploy.verify, ddunet_keras.deploy.targets, sys;"
+        "import ddunet_keras.deploy.verify, ddunet_keras.litert.inspect, sys;"
         "print({'tensorflow', 'keras', 'matplotlib'} & sys.modules.keys())"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -8,7 +8,7 @@ the colours of `gray_photo`.
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.flatbuffer import write_tflite
+from ddunet_keras.litert.model import write_tflite
 
 TYPES = {name: getattr(schema.TensorType, name.upper()) for name in ("int8", "uint8", "float32")}
 _VERSIONS = {schema.BuiltinOperator.CONV_2D: 4, schema.BuiltinOperator.RESHAPE: 1}

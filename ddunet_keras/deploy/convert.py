@@ -199,7 +199,10 @@ def convert(
         DataError: `ram` is less than can be reached.
         ValueError: an argument is out of its range.
     """
-    from . import codegen, columns, memory, quantize, targets, verify
+    from ddunet_keras.litert import columns, run, schedule
+    from ddunet_keras.litert import inspect as inspection
+
+    from . import export, quantize, verify
     from .graph import check_graph
 
     if target not in TARGETS:
@@ -212,7 +215,7 @@ def convert(
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
     if wanted.metadata and (io == "int8" or output == "mask"):
-        raise DataError(codegen.MEDIAPIPE)
+        raise DataError(export.MEDIAPIPE)
     if (ram or c_array) and target != "tflm":
         raise ValueError(f"`ram` and `c_array` are for target tflm. Received: target={target!r}")
     if precision != "int8" and (qat_epochs or prune or cluster or ram or io != "float32"):
@@ -251,17 +254,17 @@ def convert(
     data = plain
     if wanted.planned and precision == "int8":
         say("ordering the operators and planning the arena")
-        data = memory.optimize(plain, ram=ram)
+        data = schedule.optimize(plain, ram=ram)
     if wanted.merged and precision == "int8":
         say("merging columns of narrow maps")
         data = columns.merge_columns(plain)
     if wanted.metadata:
-        data = codegen.add_metadata(data)
+        data = export.add_metadata(data)
     layers = []
     if debug:
         say("comparing each layer with the float model")
         exact = quantize.float_model(model, size, dtype="float32", **form)
-        layers, _ = verify.in_child(verify.compare_layers, plain, exact, photos.test[:4])
+        layers, _ = run.in_child(verify.compare_layers, plain, exact, photos.test[:4])
     say(f"verifying on {len(photos.test)} photos")
     checked = verify.verify(
         data,
@@ -281,7 +284,9 @@ def convert(
             said += "of 3 %): train it for longer, or convert on photos like those it knows"
         raise ConversionError(said, checked, where)
     say("measuring what it costs")
-    report = targets.inspect_model(data, latency=inspect, vela=inspect, tflm=inspect, name=out.name)
+    report = inspection.inspect_model(
+        data, latency=inspect, vela=inspect, tflm=inspect, name=out.name
+    )
     result = {
         "file": out.name,
         "bytes": len(data),
@@ -310,8 +315,8 @@ def convert(
     text += [checked.to_markdown(), report.to_markdown()]
     text += [verify.layers_to_markdown(layers)] if debug else []
     if c_array:
-        arena = checked.arena or verify.run_tflm(data, photos.test[:1])[1]
-        codegen.write_c_array(data, c_array, arena_bytes=arena["total"])
+        arena = checked.arena or run.run_tflm(data, photos.test[:1])[1]
+        export.write_c_array(data, c_array, arena_bytes=arena["total"])
     write_json(out.with_suffix(".json"), result)
     write_text(out.with_suffix(".md"), "\n\n".join(part.strip() for part in text) + "\n")
     with atomic_path(out.with_suffix(".png")) as temporary:

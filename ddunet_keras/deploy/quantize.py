@@ -22,17 +22,18 @@ from ddunet_keras.data.datasets import Mixture
 from ddunet_keras.data.pipeline import Augmentation, Pipeline
 from ddunet_keras.files import DataError, silence
 from ddunet_keras.images import resize_image
-
-from .flatbuffer import (
+from ddunet_keras.litert.model import (
     add_constant,
     constant,
+    dequantize,
     dtype_name,
     operator_name,
     read_tflite,
     write_tflite,
 )
+from ddunet_keras.litert.run import encode, invoke, make_interpreter
+
 from .graph import GRID, build_graph, check_graph, equalization
-from .verify import _dequantize, _encode, _interpreter, _invoke
 
 IO = ("int8", "uint8", "float32")
 QUANTILE = 1e-4
@@ -679,10 +680,10 @@ def _run(data, images, xnnpack=()):
         model.signatureDefs = None
         data = write_tflite(model)
     with quiet():
-        interpreter = _interpreter(data, reference=False, keep=not xnnpack)
+        interpreter = make_interpreter(data, reference=False, keep=not xnnpack)
     dtype = interpreter.get_input_details()[0]["dtype"]
     for image in images:
-        _invoke(interpreter, [_encode(image[None], dtype)])
+        invoke(interpreter, [encode(image[None], dtype)])
         yield interpreter.get_tensor
 
 
@@ -911,7 +912,7 @@ def _logit_errors(data, plain, images, head, others=()):
     rounded = _run(data, images, [*others, logits] if head == "matmul" else ())
     for value, truth in zip(rounded, _run(plain, images), strict=True):
         expected = truth(twin)
-        found = _dequantize(model.subgraphs[0].tensors[logits], value(logits))
+        found = dequantize(model.subgraphs[0].tensors[logits], value(logits))
         yield (found - expected)[np.abs(expected) < _NEAR], value
 
 
@@ -931,7 +932,7 @@ def _refit_bias(data, plain, images, head):
     hidden, kernel = makers[makers[logits].inputs[1]].inputs[:2]
     features, shifts, counts = [], [], []
     for errors, value in _logit_errors(data, plain, images, head, [hidden]):
-        features.append(_dequantize(graph.tensors[hidden], value(hidden)).ravel())
+        features.append(dequantize(graph.tensors[hidden], value(hidden)).ravel())
         shifts.append(errors.mean() if errors.size else 0.0)
         counts.append(errors.size)
     x, weight = np.array(features, "float64"), np.array(counts, "float64")

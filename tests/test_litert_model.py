@@ -10,15 +10,15 @@ from ai_edge_litert import schema_py_generated as schema
 from random_tflite import u_net
 from tiny_tflite import tiny_tflite
 
-from ddunet_keras.deploy.flatbuffer import (
+from ddunet_keras.litert.model import (
+    TFLiteError,
     constant,
     operator_name,
     read_tflite,
     tensor_bytes,
     write_tflite,
 )
-from ddunet_keras.deploy.verify import run_litert
-from ddunet_keras.files import DataError
+from ddunet_keras.litert.run import run_litert
 
 
 def plain(part):
@@ -95,15 +95,15 @@ def test_names_and_values():
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"model\.tflite: .*{message}") as error:
+    with pytest.raises(TFLiteError, match=rf"model\.tflite: .*{message}") as error:
         read_tflite(path)
     assert "\n" not in str(error.value)
 
 
 def test_paths_that_are_no_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none\.tflite: no such file"):
+    with pytest.raises(TFLiteError, match=r"none\.tflite: no such file"):
         read_tflite(tmp_path / "none.tflite")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(TFLiteError, match="is a folder"):
         read_tflite(tmp_path)
     (tmp_path / "model.tflite").write_bytes(tiny_tflite())
     assert len(read_tflite(str(tmp_path / "model.tflite")).subgraphs) == 1
@@ -112,7 +112,7 @@ def test_paths_that_are_no_files_are_refused(tmp_path):
 def test_truncated_and_damaged_files_raise_nothing_else():
     data = tiny_tflite(output="mask", channels=3)
     for end in range(0, len(data), 97):
-        with pytest.raises(DataError):
+        with pytest.raises(TFLiteError):
             read_tflite(data[:end])
     random = np.random.default_rng(0)
     refused = 0
@@ -122,7 +122,7 @@ def test_truncated_and_damaged_files_raise_nothing_else():
             damaged[place] = random.integers(256)
         try:
             read_tflite(bytes(damaged))
-        except DataError as error:
+        except TFLiteError as error:
             refused += 1
             assert "\n" not in str(error)
     assert refused > 100
@@ -171,7 +171,7 @@ def first_operator(model):
 def test_inconsistent_files_are_refused(damage, message):
     model = read_tflite(tiny_tflite())
     damage(model)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TFLiteError, match=message):
         read_tflite(write_tflite(model))
 
 
@@ -183,7 +183,7 @@ def test_a_bias_may_be_left_out():
 
 def test_imports_no_framework():
     code = (
-        "import sys, ddunet_keras.deploy.flatbuffer, ddunet_keras.deploy.memory; "
+        "import sys, ddunet_keras.litert.model, ddunet_keras.litert.schedule; "
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'tf_keras')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,6 +1,6 @@
 """Converts many models for every target and size, and keeps what each verification said.
 
-    python tests/sweep_conversions.py DATA RESULTS.jsonl MODEL.keras...
+    python tools/sweep_conversions.py DATA RESULTS.jsonl MODEL.keras...
 
 For each model and target the sizes are taken in turn, two of them by default, so that every size
 meets every target. A model has a process of its own (TensorFlow's converter leaks memory), and a

@@ -1,6 +1,6 @@
 """Milliseconds for one image on one CPU thread, in one run: what the dynamic head and int8 bring.
 
-    python tests/benchmark_inference.py
+    python tools/benchmark_inference.py
 
 The `cpu` file of DDUNet as shipped, the same network with a static head (variant `dmsc`), both int8
 on LiteRT with XNNPACK, and the float32 Keras model on TensorFlow take turns; the median of the
@@ -16,7 +16,7 @@ import statistics
 import time
 
 from ddunet_keras import DDUNet
-from ddunet_keras.deploy.columns import merge_columns
+from ddunet_keras.litert.columns import merge_columns
 from ddunet_keras.deploy.convert import TARGETS
 from ddunet_keras.deploy.quantize import quantize
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddunet_keras.files import IGNORE
-from ddunet_keras.horizon import horizon_mask
 from ddunet_keras.images import resize_probabilities
+from ddunet_keras.sky.horizon import horizon_mask
 
 __all__ = ["CloudCover", "Segmentation", "cloud_cover", "horizon_mask", "segment"]
 

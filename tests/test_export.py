@@ -13,9 +13,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from tiny_tflite import gray_photo, tiny_tflite
 
-from ddunet_keras.deploy.codegen import LABELS_FILE, add_metadata, write_c_array
-from ddunet_keras.deploy.flatbuffer import read_tflite
+from ddunet_keras.deploy.export import LABELS_FILE, add_metadata, write_c_array
 from ddunet_keras.files import IGNORE, DataError
+from ddunet_keras.litert.model import read_tflite
 from ddunet_keras.sky import cloud_cover
 
 MICRO = Path(__file__).parents[1] / "tflite" / "micro"

@@ -20,11 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ddunet_keras.files import DataError, first_line
-
-from .flatbuffer import DTYPES, constant, dtype_name, operator_name, read_tflite
-from .memory import MemoryProfile, memory_profile
-from .verify import ChildError, NotInstalledError, in_child, tflm_feeds
+from ddunet_keras.litert.model import (
+    DTYPES,
+    TFLiteError,
+    constant,
+    dtype_name,
+    first_line,
+    operator_name,
+    read_tflite,
+)
+from ddunet_keras.litert.run import ChildError, NotInstalledError, in_child, tflm_feeds
+from ddunet_keras.litert.schedule import MemoryProfile, memory_profile
 
 _QUIET, _STRONG = "#9ecae1", "#d55e00"
 
@@ -479,7 +485,7 @@ def _run_tflm(data, model):
     graph = model.subgraphs[0]
     tensors = [graph.tensors[i] for i in graph.inputs]
     if any(t.type not in DTYPES for t in tensors):
-        raise DataError("its inputs have no numeric type")
+        raise TFLiteError("its inputs have no numeric type")
     feed = [np.zeros(t.shape, DTYPES[t.type]) for t in tensors]
     return tflm_feeds(data, [feed])[1]
 
@@ -492,7 +498,7 @@ def _attempt(wanted, function, *arguments):
         return function(*arguments)
     except NotInstalledError as error:
         return {"not_run": str(error)}
-    except (ChildError, DataError) as error:
+    except (ChildError, TFLiteError) as error:
         return {"failed": first_line(error)}
 
 
@@ -634,10 +640,10 @@ class Report:
         lies in the arena.
 
         Raises:
-            DataError: the file has tensors of no fixed size.
+            TFLiteError: the file has tensors of no fixed size.
         """
         if reason := _missing(self.memory):
-            raise DataError(f"no picture of its memory: {reason}")
+            raise TFLiteError(f"no picture of its memory: {reason}")
         _plot(self, path)
 
 
@@ -745,10 +751,10 @@ def _profile(model):
     try:
         profile = memory_profile(first)
         if profile.planned is not None and not 0 < profile.planned < 2**31:
-            raise DataError("its memory plan is not sound")
+            raise TFLiteError("its memory plan is not sound")
         return profile
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"its memory cannot be followed ({first_line(error)})") from None
+        raise TFLiteError(f"its memory cannot be followed ({first_line(error)})") from None
 
 
 def inspect_model(source, *, name="", latency=True, vela=True, tflm=True) -> Report:
@@ -762,7 +768,7 @@ def inspect_model(source, *, name="", latency=True, vela=True, tflm=True) -> Rep
         tflm: whether to run the file in TFLM to learn its arena.
 
     Raises:
-        DataError: no sound `.tflite` file; one line that says which and why.
+        TFLiteError: no sound `.tflite` file; one line that says which and why.
 
     Example:
 

@@ -17,7 +17,7 @@ maps of all branches, which have left the cache when the Softmax has their weigh
 says that what stands after a Softmax waits for it.
 
 What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI. Arm needs
-fewer instructions, too: `tests/benchmark_arm.py`.
+fewer instructions, too: `tools/benchmark_arm.py`.
 
 Imports neither TensorFlow nor Keras.
 """
@@ -30,7 +30,7 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.flatbuffer import (
+from ddunet_keras.litert.model import (
     add_constant,
     add_operator,
     add_tensor,
@@ -40,8 +40,8 @@ from ddunet_keras.deploy.flatbuffer import (
     set_metadata,
     write_tflite,
 )
-from ddunet_keras.deploy.memory import only_graph, strip_names
-from ddunet_keras.deploy.strips import ELEMENTWISE
+from ddunet_keras.litert.schedule import only_graph, strip_names
+from ddunet_keras.litert.strips import ELEMENTWISE
 
 # costs are those of a pixel, in products of one value with the weights of 16 filters: some 0.07 ns
 LANES = 16
@@ -70,7 +70,7 @@ def merge_columns(data) -> bytes:
         data: bytes of an int8 `.tflite` with one subgraph and fixed shapes.
 
     Raises:
-        DataError: the file is unsound.
+        TFLiteError: the file is unsound.
     """
     model = read_tflite(data)
     _Merge(model).run()

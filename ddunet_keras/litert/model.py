@@ -13,9 +13,18 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.files import DataError, first_line
-
 IDENTIFIER = b"TFL3"
+
+
+class TFLiteError(ValueError):
+    """A `.tflite` file cannot be used; the message says in one line which, why and what to do."""
+
+
+def first_line(error) -> str:
+    """The first line of an exception's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 MAX_SUBGRAPHS = 64
 MAX_PARTS = 100_000
 """Most tensors, operators and buffers that are read: entries may share one part of the file, so
@@ -69,24 +78,25 @@ def read_tflite(source) -> schema.ModelT:
         int, constants uint8 arrays.
 
     Raises:
-        DataError: the file is missing, empty, a folder, truncated, of another type or inconsistent.
+        TFLiteError: the file is missing, empty, a folder, truncated, inconsistent or of another
+            type.
 
     Example:
 
     >>> read_tflite(b"no model")
     Traceback (most recent call last):
-    ddunet_keras.files.DataError: not a .tflite file: it does not start as one
+    ddunet_keras.litert.model.TFLiteError: not a .tflite file: it does not start as one
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _parse(bytes(source))
     path = Path(source)
     if not path.is_file():
         what = "is a folder, a .tflite file was expected" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}")
+        raise TFLiteError(f"{path}: {what}")
     try:
         return _parse(path.read_bytes())
-    except (OSError, DataError) as error:
-        raise DataError(f"{path}: {first_line(error)}") from None
+    except (OSError, TFLiteError) as error:
+        raise TFLiteError(f"{path}: {first_line(error)}") from None
 
 
 def write_tflite(model) -> bytes:
@@ -169,10 +179,10 @@ def tensor_bytes(tensor) -> int:
     """Bytes that a `TensorT` takes in memory, without padding.
 
     Raises:
-        DataError: its type has no fixed size, or a dimension is unknown.
+        TFLiteError: its type has no fixed size, or a dimension is unknown.
     """
     if tensor.type not in DTYPES or any(side < 0 for side in tensor.shape):
-        raise DataError(f"tensor {_text(tensor.name)!r} has no fixed size")
+        raise TFLiteError(f"tensor {_text(tensor.name)!r} has no fixed size")
     return math.prod(tensor.shape) * DTYPES[tensor.type].itemsize
 
 
@@ -185,31 +195,39 @@ def _text(name) -> str:
     return (name or b"").decode("utf-8", "replace")
 
 
+def dequantize(tensor, values) -> np.ndarray:
+    """What the integers of a `TensorT` mean, float32; floats stay as they are."""
+    quantization = tensor.quantization
+    if values.dtype.kind == "f" or quantization is None or quantization.scale is None:
+        return values.astype(np.float32)
+    return (values.astype(np.float32) - quantization.zeroPoint[0]) * quantization.scale[0]
+
+
 # === Reading ===
 
 
 def _parse(data):
     if not data:
-        raise DataError("the file is empty")
+        raise TFLiteError("the file is empty")
     if data[4:8] != IDENTIFIER:
-        raise DataError("not a .tflite file: it does not start as one")
+        raise TFLiteError("not a .tflite file: it does not start as one")
     try:
         root = schema.Model.GetRootAs(data)
         graphs = root.SubgraphsLength()
         if not 1 <= graphs <= MAX_SUBGRAPHS:
-            raise DataError(f"it has {graphs} subgraphs, 1 to {MAX_SUBGRAPHS} are read")
+            raise TFLiteError(f"it has {graphs} subgraphs, 1 to {MAX_SUBGRAPHS} are read")
         parts = root.BuffersLength() + root.OperatorCodesLength() + root.MetadataLength()
         for graph in map(root.Subgraphs, range(graphs)):
             parts += graph.TensorsLength() + graph.OperatorsLength()
         if parts > MAX_PARTS:
-            raise DataError(f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
+            raise TFLiteError(f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
         model = schema.ModelT.InitFromObj(root)
         _normalize(model)
         _check(model)
-    except DataError as error:
-        raise DataError(f"not a sound .tflite file ({first_line(error)})") from None
+    except TFLiteError as error:
+        raise TFLiteError(f"not a sound .tflite file ({first_line(error)})") from None
     except Exception as error:  # the schema's reader raises many types on corrupt input
-        raise DataError(
+        raise TFLiteError(
             f"not a readable .tflite file, truncated or damaged ({first_line(error)})"
         ) from None
     return model
@@ -233,7 +251,7 @@ def _normalize(model):
 
 def _require(condition, message):
     if not condition:
-        raise DataError(message)
+        raise TFLiteError(message)
 
 
 def _check(model):

@@ -12,9 +12,9 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, load_delegate
 from ai_edge_litert.schema_py_generated import TensorType
 
-from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite
 from ddunet_keras.files import DataError, first_line, silence
 from ddunet_keras.images import resize_image
+from ddunet_keras.litert.model import TFLiteError, operator_name, read_tflite
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky import Segmentation, segment
 
@@ -71,7 +71,10 @@ class Segmenter:
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(f"`threads` must be a positive integer. Received: threads={threads!r}")
         self._path = path = preset_file(DEFAULT, "tflite") if path is None else path
-        model = read_tflite(path)
+        try:
+            model = read_tflite(path)
+        except TFLiteError as error:
+            raise DataError(str(error)) from None
         try:
             self._kind, self.num_classes = check_segmenter(model)
         except DataError as error:

@@ -6,10 +6,9 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from random_tflite import Network, photos, random_network, reference, u_net
 
-from ddunet_keras.deploy.columns import merge_columns
-from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite, write_tflite
-from ddunet_keras.deploy.verify import run_litert, run_tflm
-from ddunet_keras.files import DataError
+from ddunet_keras.litert.columns import merge_columns
+from ddunet_keras.litert.model import TFLiteError, operator_name, read_tflite, write_tflite
+from ddunet_keras.litert.run import run_litert, run_tflm
 
 
 def merged(data):
@@ -238,5 +237,5 @@ def test_what_stands_after_a_softmax_waits_for_it(branches):
 def test_a_file_of_two_graphs_is_refused():
     model = read_tflite(random_network(0))
     model.subgraphs = model.subgraphs * 2
-    with pytest.raises(DataError, match="subgraph"):
+    with pytest.raises(TFLiteError, match="subgraph"):
         merge_columns(write_tflite(model))

@@ -5,14 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
 
-from ddunet_keras.deploy import targets, verify
-from ddunet_keras.deploy.flatbuffer import DTYPES, read_tflite, write_tflite
-from ddunet_keras.deploy.targets import edge_tpu_check, inspect_model, macs, nodes
-from ddunet_keras.files import DataError
+from ddunet_keras.litert import inspect as targets
+from ddunet_keras.litert.inspect import edge_tpu_check, inspect_model, macs, nodes
+from ddunet_keras.litert.model import DTYPES, TFLiteError, read_tflite, write_tflite
 
-schema = verify.schema
 CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 
 
@@ -346,7 +345,7 @@ def test_no_picture_where_the_memory_cannot_be_followed(tmp_path):
     model.subgraphs[0].tensors[3].type = schema.TensorType.VARIANT
     report = quick(write_tflite(model))
     assert "no fixed size" in report.memory["failed"]
-    with pytest.raises(DataError, match="no picture of its memory"):
+    with pytest.raises(TFLiteError, match="no picture of its memory"):
         report.plot(tmp_path / "memory.png")
 
 
@@ -354,7 +353,7 @@ def test_no_picture_where_the_memory_cannot_be_followed(tmp_path):
 def test_what_is_no_file_is_told_in_one_line(data, tmp_path):
     path = tmp_path / "bad.tflite"
     path.write_bytes(data)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(TFLiteError) as caught:
         inspect_model(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 

@@ -16,9 +16,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras import __version__
-from ddunet_keras.deploy.flatbuffer import operator_name, read_tflite, set_metadata, write_tflite
 from ddunet_keras.files import DataError, write_text
-from ddunet_keras.runtime import check_segmenter
+from ddunet_keras.litert.model import operator_name, read_tflite, set_metadata, write_tflite
+from ddunet_keras.segmenter import check_segmenter
 from ddunet_keras.sky import class_names
 
 # === C sources for TensorFlow Lite Micro ===

@@ -2,7 +2,7 @@
 
 Four passes, for TensorFlow Lite Micro (TFLM): names and unused parts go (`strip_names`), operators
 are put in the order that keeps the fewest bytes alive (`reorder`), the stages that are still too
-large are computed in strips (`ddunet_keras.deploy.strips`), and the place of each tensor in the
+large are computed in strips (`ddunet_keras.litert.strips`), and the place of each tensor in the
 arena is planned in advance (`plan`).
 
 Memory is counted as TFLM counts it: a tensor lives from the operator that writes it to the last one
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy import strips
-from ddunet_keras.deploy.flatbuffer import (
+from ddunet_keras.litert import strips
+from ddunet_keras.litert.model import (
+    TFLiteError,
     constant,
     operator_name,
     read_tflite,
@@ -30,7 +31,6 @@ from ddunet_keras.deploy.flatbuffer import (
     tensor_bytes,
     write_tflite,
 )
-from ddunet_keras.files import DataError
 
 ALIGNMENT = 16
 PLAN = b"OfflineMemoryAllocation"
@@ -160,7 +160,7 @@ def memory_profile(model) -> MemoryProfile:
         model: `ModelT` as `read_tflite` gives it, with one subgraph and fixed shapes.
 
     Raises:
-        DataError: the model has several subgraphs or a tensor without a fixed size.
+        TFLiteError: the model has several subgraphs or a tensor without a fixed size.
     """
     graph = only_graph(model)
     sizes, lives = tensor_sizes(model), lifetimes(model)
@@ -200,7 +200,7 @@ def _planned_offsets(model, sizes):
 
 def only_graph(model):
     if len(model.subgraphs) != 1:
-        raise DataError(f"it has {len(model.subgraphs)} subgraphs, one was expected")
+        raise TFLiteError(f"it has {len(model.subgraphs)} subgraphs, one was expected")
     return model.subgraphs[0]
 
 
@@ -537,7 +537,7 @@ def optimize(data, *, ram=None) -> bytes:
             where it asks for them, those that add the least work.
 
     Raises:
-        DataError: the file is unsound, or `ram` is out of reach; the message says what is not.
+        TFLiteError: the file is unsound, or `ram` is out of reach; the message says what is not.
         ValueError: `ram` is no positive number.
     """
     if ram is not None and not ram > 0:
@@ -589,7 +589,7 @@ def _in_strips(model, target):
         slack = target - total + over // 4  # only what leaves more room is worth another try
         reached = min(reached, target + over)
     least = reached if reached < math.inf else least
-    raise DataError(
+    raise TFLiteError(
         f"the arena needs about {least / 1024:.0f} KiB at least, {target / 1024:.0f} were asked for"
     )
 

@@ -3,7 +3,7 @@
 MediaPipe is no dependency; give it an environment of its own:
 
     python -m venv /tmp/mediapipe && /tmp/mediapipe/bin/pip install mediapipe ai-edge-litert
-    PYTHONPATH=. /tmp/mediapipe/bin/python tests/check_mediapipe.py FILE.tflite PHOTO...
+    PYTHONPATH=. /tmp/mediapipe/bin/python tools/check_mediapipe.py FILE.tflite PHOTO...
 """
 
 import argparse
@@ -14,7 +14,7 @@ from mediapipe.tasks.python import BaseOptions, vision
 
 from ddunet_keras.files import read_image
 from ddunet_keras.images import resize_image
-from ddunet_keras.runtime import Segmenter
+from ddunet_keras.segmenter import Segmenter
 
 
 def main():

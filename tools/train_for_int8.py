@@ -1,6 +1,6 @@
 """Trains a model on, so that rounding its maps to int8 moves its logits less.
 
-    python tests/train_for_int8.py DATA MODEL.keras OUT.keras --with-validation --also DATA2 SPLIT2
+    python tools/train_for_int8.py DATA MODEL.keras OUT.keras --with-validation --also DATA2 SPLIT2
 
 About half of the pixels that int8 decides otherwise than float lie in a shift of the logits of a
 whole photo, as the maps of a smooth sky are rounded alike everywhere. Quantization-aware training

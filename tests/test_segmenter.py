@@ -11,11 +11,11 @@ from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
 from tiny_tflite import gray_photo, probabilities, tiny_tflite
 
-from ddunet_keras.deploy.flatbuffer import read_tflite, write_tflite
 from ddunet_keras.files import DataError, read_gray
 from ddunet_keras.images import resize_image, resize_probabilities
+from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.prediction import find_photos, predict_files
-from ddunet_keras.runtime import Segmenter
+from ddunet_keras.segmenter import Segmenter
 
 SCRIPT = Path(__file__).parents[1] / "tflite" / "python" / "segment.py"
 
@@ -200,7 +200,7 @@ def test_damage_is_an_error_and_never_a_crash(tmp_path):
     code = """
 import sys, numpy as np
 from ddunet_keras.files import DataError
-from ddunet_keras.runtime import Segmenter
+from ddunet_keras.segmenter import Segmenter
 good = np.fromfile(sys.argv[1] + "/good.tflite", np.uint8)
 path, random, errors = sys.argv[1] + "/bad.tflite", np.random.default_rng(0), 0
 for _ in range(150):

@@ -1,6 +1,6 @@
 """Images trained per second: DDUNet as shipped against a plain Keras form of it, in one run.
 
-    python tests/benchmark_training.py
+    python tools/benchmark_training.py
 
 The plain form is the same network with Keras's own batch normalization and static heads. All train
 in turns on the same random images, float32, 160 px, batch 16 unless told otherwise; the median of

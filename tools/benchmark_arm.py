@@ -1,7 +1,7 @@
 """LiteRT's own kernels for Arm, emulated: the same bits as here, and how many instructions.
 
     apt-get install qemu-user gcc    # Debian 12, as root
-    python tests/benchmark_arm.py tflite/models/ddunet_c8_256.tflite
+    python tools/benchmark_arm.py tflite/models/ddunet_c8_256.tflite
 
 Each `.tflite` file, or DDUNet of random weights with merged columns and without, runs on LiteRT
 for aarch64 under QEMU, as a Raspberry Pi 4 (Cortex-A72) and as a Raspberry Pi 5 (Cortex-A76, which
@@ -22,11 +22,11 @@ import tempfile
 from pathlib import Path
 
 from ddunet_keras import DDUNet
-from ddunet_keras.deploy.columns import merge_columns
+from ddunet_keras.litert.columns import merge_columns
 from ddunet_keras.deploy.convert import TARGETS
-from ddunet_keras.deploy.flatbuffer import read_tflite
+from ddunet_keras.litert.model import read_tflite
 from ddunet_keras.deploy.quantize import quantize
-from ddunet_keras.deploy.verify import _feeds, run_litert
+from ddunet_keras.litert.run import input_feeds, run_litert
 from ddunet_keras.files import read_image
 from ddunet_keras.images import resize_image
 from ddunet_keras.prediction import find_photos
@@ -162,7 +162,7 @@ def main():
         feeds = np.random.default_rng(1).integers(0, 256, (3, height, width, 3)).astype("uint8")
         if photos:
             feeds = np.stack([resize_image(read_image(path), (height, width)) for path in photos])
-        feeds = np.concatenate([feed for (feed,) in _feeds(model, feeds)])
+        feeds = np.concatenate([feed for (feed,) in input_feeds(model, feeds)])
         ours = run_litert(data, feeds, reference=False).astype("int16")
         half = 0 if feeds.dtype == np.int8 else 128
         for cpu in CPUS:

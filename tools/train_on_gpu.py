@@ -1,8 +1,8 @@
 """Trains the full DDUNet with JAX alone: 134 epochs of 6091 images at 304 px in 13 minutes (H200).
 
-    python tests/train_on_gpu.py export MODEL.keras start.npz
-    python tests/train_on_gpu.py train DATA start.npz OUT --protocol paper --minutes 10
-    python tests/train_on_gpu.py import OUT/final.npz MODEL.keras OUT/final.keras
+    python tools/train_on_gpu.py export MODEL.keras start.npz
+    python tools/train_on_gpu.py train DATA start.npz OUT --protocol paper --minutes 10
+    python tools/train_on_gpu.py import OUT/final.npz MODEL.keras OUT/final.keras
 
 The first and last need Keras; the second only JAX, NumPy and Pillow, and runs where the GPU is
 (with PYTHONPATH=. where the package is not installed).

@@ -6,7 +6,7 @@ computes near its cut edges is wrong, and cut off at the end. So every operator 
 padding and all, and only becomes lower; SLICE and CONCATENATION do the rest. After "patch-based
 inference" (Lin et al., MCUNetV2, NeurIPS 2021, arXiv:2110.15352), here in one dimension, in which
 the rows of a map of batch 1 lie together: the slices and the joined parts then take no memory of
-their own (see `ddunet_keras.deploy.memory.copies`).
+their own (see `ddunet_keras.litert.schedule.copies`).
 
 Imports neither TensorFlow nor Keras.
 """
@@ -23,7 +23,7 @@ from fractions import Fraction
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.flatbuffer import (
+from ddunet_keras.litert.model import (
     add_constant,
     add_operator,
     add_tensor,

@@ -47,7 +47,7 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
         DataError: no model is there, or none was trained on a data set like one of these.
     """
     from ddunet_keras.model import load_model
-    from ddunet_keras.runtime import Segmenter
+    from ddunet_keras.segmenter import Segmenter
 
     say = progress or (lambda line: None)
     runs = sorted(Path(weights).glob("*/run.json"))

@@ -1,0 +1,53 @@
+"""The command `ddunet`: every subcommand is a few calls of the library, and this alone prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ddunet_keras import __version__
+from ddunet_keras.cli import convert, data, demo, evaluate, predict, train
+from ddunet_keras.cli.console import fail
+from ddunet_keras.cli.options import Parser
+
+
+def main(argv=None) -> int:
+    """Runs `ddunet` with the given arguments, those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C.
+
+    Example:
+
+    >>> main(["synthetic", str(tmp), "--count", "4"])  # doctest: +SKIP
+    0
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own start-up messages
+    try:
+        arguments = parser().parse_args(argv)
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if (error.name or "ddunet_keras").startswith("ddunet_keras"):
+            raise
+        return fail(f"needs {error.name}: pip install 'ddunet-keras[train]'")
+    except (ValueError, OSError) as error:
+        return fail(error)
+
+
+def parser() -> Parser:
+    """The command line, with all of its commands."""
+    whole = Parser(
+        prog="ddunet",
+        description="Cloud segmentation of sky photos with DDUNet (arXiv 2501.15385).",
+        epilog="`ddunet COMMAND --help` explains a command.",
+    )
+    whole.add_argument("--version", action="version", version=f"ddunet {__version__}")
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    for module in (train, evaluate, predict, convert, data, demo):
+        module.add_commands(commands)
+    return whole

@@ -1,0 +1,97 @@
+"""`ddunet evaluate` and `benchmark`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddunet_keras.cli.console import log, progress, say, start_keras
+from ddunet_keras.cli.models import choose_split, open_model, split_beside
+from ddunet_keras.cli.options import (
+    MODEL_HELP,
+    command,
+    data_options,
+    model_file,
+    positive,
+    seed_option,
+    split_options,
+    threshold_option,
+)
+from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.splits import trained_on
+from ddunet_keras.files import DataError, write_json, write_text
+
+
+def run_evaluate(arguments):
+    from ddunet_keras.evaluation import evaluate
+
+    model = open_model(arguments.model)
+    dataset = open_dataset(arguments.data, arguments.layout, model.num_classes)
+    trained = split_beside(arguments.model)
+    about = {"model": str(arguments.model), "data": str(arguments.data), "part": arguments.part}
+    if arguments.part == "all":
+        names, about["protocol"] = [sample.name for sample in dataset], "none"
+    else:
+        split = choose_split(arguments, dataset, trained)
+        try:
+            split.check(dataset)
+        except DataError as error:
+            raise DataError(f"{error}; --part all needs no split") from None
+        names = getattr(split, arguments.part)
+        if not names:
+            raise DataError(f"--part {arguments.part}: empty in protocol {split.protocol!r}")
+        about |= {"protocol": split.protocol, "seed": split.seed, "note": split.note}
+    about["trained_on"] = "unknown"
+    seen = trained_on(arguments.model.parent, dataset)
+    if seen is not None:
+        about["trained_on"] = count = sum(dataset.find(name).source in seen for name in names)
+        if count and arguments.part != "train":
+            say(
+                "warning",
+                f"the model was trained on {count} of these {len(names)} images, or on "
+                f"augmentations of them; see {arguments.model.parent / 'split.json'}",
+            )
+    settings = {"threshold": arguments.threshold, "progress": progress("scored")}
+    result = evaluate(model.predict_probabilities, dataset, names, **settings, **about)
+    print(result.to_markdown())
+    if arguments.out:
+        result.save(arguments.out)
+        print(f"wrote {arguments.out}: evaluation.json, evaluation.md, curves.png, sheet.png")
+
+
+def run_benchmark(arguments):
+    start_keras()
+    from ddunet_keras.benchmarks import benchmark, benchmark_markdown
+    from ddunet_keras.plots import plot_benchmark
+
+    datasets = [open_dataset(folder) for folder in arguments.data]
+    result = benchmark(datasets, sizes=arguments.sizes, progress=log)
+    text, out = benchmark_markdown(result), arguments.out
+    print(text)
+    write_json(out / "benchmark.json", result)
+    write_text(out / "benchmark.md", text)
+    if any(row.get("arena") for row in result["rows"]):
+        plot_benchmark(result["rows"], out / "benchmark.png")
+    else:
+        say("warning", "no int8 file, so no picture: they are in tflite/models of a clone")
+    print(f"wrote {out}: benchmark.json, benchmark.md")
+
+
+def add_commands(commands) -> None:
+    option = command(commands, "evaluate", run_evaluate, "score a model on a data set")
+    option("model", type=model_file, metavar="MODEL", help=MODEL_HELP)
+    data_options(option, num_classes=False)
+    split_options(option)
+    option("--part", choices=("test", "val", "train", "all"), default="test", help="all: no split")
+    seed_option(option)
+    threshold_option(option)
+    option("--out", type=Path, metavar="DIR", help="folder for JSON, Markdown, CSV and pictures")
+
+    option = command(
+        commands,
+        "benchmark",
+        run_benchmark,
+        "score the models that ship, float and int8, on unseen images",
+    )
+    option("data", type=Path, nargs="+", metavar="DATA", help="SWINySEG's folder; others, too")
+    option("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="for the tables")
+    option("--sizes", type=positive, nargs="+", metavar="SIDE", help="these alone (default: all)")

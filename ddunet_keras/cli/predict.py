@@ -1,0 +1,69 @@
+"""`ddunet predict`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ddunet_keras.cli.console import fail
+from ddunet_keras.cli.models import open_model
+from ddunet_keras.cli.options import (
+    MODEL_HELP,
+    command,
+    horizon,
+    model_file,
+    positive,
+    threshold_option,
+)
+from ddunet_keras.prediction import find_photos, predict_files
+from ddunet_keras.presets import DEFAULT, preset_file
+
+
+def run_predict(arguments):
+    photos = find_photos(arguments.inputs)
+    arguments.model = arguments.model or preset_file(DEFAULT, "tflite")
+    model = open_model(arguments.model, arguments.threads, arguments.delegate)
+    model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for no photo
+    about = {"model": str(arguments.model)}
+    options = {key: getattr(arguments, key) for key in ("threshold", "horizon", "overlay")}
+    failed = 0
+    for record in predict_files(model, photos, arguments.out, **options, **about):
+        if "error" in record:
+            failed += 1
+            fail(record["error"])
+        elif arguments.json:
+            print(json.dumps(record), flush=True)
+        else:
+            cover = record["cloud_cover"]
+            print(
+                f"{record['image']}: {cover['percent']:.1f} % cloud, {cover['okta']} okta, "
+                f"{record['seconds']:.2f} s",
+                flush=True,
+            )
+    if not arguments.json:
+        print(f"wrote {arguments.out}: predictions.json, masks of {len(photos) - failed} photos")
+    return 2 if failed else 0
+
+
+def add_commands(commands) -> None:
+    option = command(
+        commands, "predict", run_predict, "find the clouds in photos: mask, overlay and cloud cover"
+    )
+    option("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos")
+    option(
+        "--model", type=model_file, metavar="MODEL", help=f"{MODEL_HELP} (default: {DEFAULT}, int8)"
+    )
+    option("--out", type=Path, default=Path("predictions"), metavar="DIR", help="for the results")
+    option("--threads", type=positive, metavar="N", help=".tflite: of LiteRT (default: all cores)")
+    option("--delegate", metavar="NAME", help=".tflite: edgetpu, or a LiteRT delegate's library")
+    threshold_option(option)
+    option(
+        "--horizon",
+        type=horizon,
+        metavar="MASK|circle:x,y,r|auto",
+        help="where sky is: a mask picture, a circle in pixels, or a fisheye's disc, found",
+    )
+    option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
+    option("--json", action="store_true", help="print one JSON object a photo")

@@ -1,0 +1,25 @@
+"""What a photo says of the sky: cloud cover, mask, overlay, and where the horizon lies."""
+
+from ddunet_keras.sky.cover import (
+    CLOUD_COLORS,
+    CONTOUR_COLOR,
+    NOT_VALID,
+    CloudCover,
+    Segmentation,
+    class_names,
+    cloud_cover,
+    segment,
+)
+from ddunet_keras.sky.horizon import horizon_mask
+
+__all__ = [
+    "CLOUD_COLORS",
+    "CONTOUR_COLOR",
+    "NOT_VALID",
+    "CloudCover",
+    "Segmentation",
+    "class_names",
+    "cloud_cover",
+    "horizon_mask",
+    "segment",
+]
