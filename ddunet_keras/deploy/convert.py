@@ -1,58 +1,50 @@
-"""From a trained DDUNet to a `.tflite` file that was verified: `convert`."""
+"""From a trained DDUNet to a `.tflite` file that was verified: `convert`.
+
+It reads as a compiler does. The trained model becomes one graph; the graph, one float model; the
+float model, one int8 model; a list of passes rewrites that for its target; it is written once, and
+verified against the stages before.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ddunet_keras import __version__
-from ddunet_keras.files import DataError, atomic_path, read_image, write_json, write_text
-from ddunet_keras.images import resize_image, resize_labels
+from ddunet_keras.deploy.calibrate import Photos, evenly_spaced
+from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.equalization import channel_factors
+from ddunet_keras.deploy.export import with_label_file, write_c_array
+from ddunet_keras.deploy.graph import build_graph, check_graph
+from ddunet_keras.deploy.layer_errors import compare_layers, layers_to_markdown
+from ddunet_keras.deploy.passes import fuse_relus, passes_for
+from ddunet_keras.deploy.qat import trained_weights
+from ddunet_keras.deploy.ranges import tensor_ranges
+from ddunet_keras.deploy.rounding import round_weights
+from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
+from ddunet_keras.deploy.verify import Verification, verify
+from ddunet_keras.files import DataError, atomic_path, write_json, write_text
+from ddunet_keras.litert.inspect import inspect_model
+from ddunet_keras.litert.model import read_tflite, write_tflite
+from ddunet_keras.litert.run import in_child, run_tflm
 
+EQUALIZATION_PHOTOS = 64
+ROUNDING_PHOTOS = 32
+"""Of the calibration photos: more of them took more time and changed no score."""
 
-@dataclass(frozen=True)
-class Target:
-    """What a device asks of a file.
-
-    Attributes:
-        head: form of the dynamic head, see `graph.build_graph`.
-        io: type of input and output by default.
-        planned: whether operators are ordered and the arena is planned for TensorFlow Lite Micro.
-        merged: whether columns of narrow maps are merged for XNNPACK.
-        metadata: whether the file carries what MediaPipe's ImageSegmenter reads.
-        about: for `--help`.
-    """
-
-    head: str
-    io: str
-    planned: bool = False
-    merged: bool = False
-    metadata: bool = False
-    about: str = ""
-
-
-TARGETS = {
-    "tflm": Target("multiply", "int8", planned=True, about="any microcontroller with TFLM"),
-    "ethos-u": Target("multiply", "int8", about="input of Arm's Vela compiler"),
-    "edgetpu": Target("multiply", "uint8", about="input of Coral's Edge TPU compiler"),
-    "android": Target(
-        "matmul", "uint8", merged=True, metadata=True, about="MediaPipe's ImageSegmenter"
-    ),
-    "cpu": Target("matmul", "int8", merged=True, about="LiteRT with XNNPACK: Raspberry Pi, PC"),
-}
-"""Target -> what it asks for."""
-
-PRECISIONS = ("int8", "float16", "float32")
+COMPARED_PHOTOS = 4
+"""Photos on which the layers are compared with `debug`."""
 
 
 class ConversionError(DataError):
     """A conversion did not pass its checks, and no file was written.
 
     Attributes:
-        verification: the `verify.Verification` that says which check failed and where.
+        verification: the `Verification` that says which check failed and where.
         layers: the error of each layer as text, or how to get it.
     """
 
@@ -63,108 +55,30 @@ class ConversionError(DataError):
 
 
 @dataclass(frozen=True)
-class Photos:
-    """The images of a conversion, at the size of the network, and where they came from.
+class Stages:
+    """A model on its way, as bytes of `.tflite` files.
 
     Attributes:
-        calibration: uint8 (n, height, width, 3), from the training part alone.
-        test: uint8 (m, height, width, 3), that the file is verified on.
-        masks: uint8 (m, height, width) labels of `test`, or None for photos without masks.
-        about: settings, for the report.
-        parts: pairs of a dataset and its `Split`, for quantization-aware training; none for photos
-            without masks.
+        float_model: the deploy graph, with float feature maps.
+        quantized: the int8 model (or, for other precisions, the float one again).
+        packed: rewritten for its target: what is delivered.
+        graph_difference: of the deploy graph from the trained model, from `check_graph`.
     """
 
-    calibration: np.ndarray
-    test: np.ndarray
-    masks: np.ndarray | None
-    about: dict
-    parts: tuple = ()
-
-
-def labelled_photos(dataset, split, size, *, count=200, verify=32, seed=0, also=()) -> Photos:
-    """Photos from a data set with masks: `count` to calibrate, from the training part of `split`,
-    and `verify` (0 for all) to verify on, from its test part.
-
-    Args:
-        also: pairs of a further dataset and its `Split`; up to a quarter of `count` more photos to
-            calibrate with, from the training part of each, and to train on with `qat_epochs`.
-
-    Raises:
-        DataError: the split does not fit the data set, or an image cannot be read.
-    """
-    from .quantize import calibration_images
-
-    split.check(dataset)
-    names = list(split.test)
-    if verify and verify < len(names):
-        chosen = np.random.default_rng(seed).choice(len(names), verify, replace=False)
-        names = [names[index] for index in sorted(chosen)]
-    pairs = [dataset.load(dataset.find(name)) for name in names]
-    calibration = [calibration_images(dataset, split, size, count, seed)]
-    for other, part in also:
-        part.check(other)
-        calibration.append(calibration_images(other, part, size, -(-count // 4), seed))
-    calibration = np.concatenate(calibration)
-    if also:  # mixed evenly, as some steps use the first or every k-th
-        calibration = np.random.default_rng(seed).permutation(calibration)
-    about = {
-        "data": ", ".join([dataset.root.name, *(other.root.name for other, _ in also)]),
-        "protocol": split.protocol,
-        "split_seed": split.seed,
-        "calibrated_on": f"{len(calibration)} training images",
-        "verified_on": f"{len(names)} of {len(split.test)} test images",
-    }
-    test = np.stack([resize_image(image, size) for image, _ in pairs])
-    masks = np.stack([resize_labels(labels, size) for _, labels in pairs])
-    return Photos(calibration, test, masks, about, ((dataset, split), *also))
-
-
-def plain_photos(paths, size, *, count=200, verify=32, seed=0) -> Photos:
-    """Photos without masks, such as those of a camera: a seeded fifth of them (at most `verify`,
-    where that is not 0) is kept from calibration, to verify on.
-
-    Args:
-        paths: at least two files.
-
-    Raises:
-        DataError: there are fewer, or a photo cannot be read.
-    """
-    paths = list(paths)
-    if len(paths) < 2:
-        raise DataError(f"calibration needs at least 2 photos, better 100; received {len(paths)}")
-    order = np.random.default_rng(seed).permutation(len(paths))
-    held = max(1, len(paths) // 5)
-    held = min(held, verify) if verify else held
-    images = [resize_image(read_image(paths[i]), size) for i in order[: held + count]]
-    about = {
-        "data": "photos without masks",
-        "calibrated_on": f"{len(images) - held} photos",
-        "verified_on": f"{held} other photos",
-    }
-    return Photos(np.stack(images[held:]), np.stack(images[:held]), None, about)
+    float_model: bytes
+    quantized: bytes
+    packed: bytes
+    graph_difference: float
 
 
 def convert(
     model,
-    photos,
+    photos: Photos,
     out,
+    config: ConversionConfig,
     *,
-    size,
-    target="tflm",
-    precision="int8",
-    io=None,
-    output="probability",
-    qat_epochs=0,
-    prune=None,
-    cluster=None,
-    ram=None,
-    seed=0,
-    c_array=None,
-    debug=False,
-    inspect=True,
-    progress=None,
-    **about,
+    progress: Callable[[str], None] | None = None,
+    about: dict | None = None,
 ) -> dict:
     """Converts, quantizes, fits into memory, verifies, reports and writes.
 
@@ -173,154 +87,162 @@ def convert(
 
     Args:
         model: a trained `DDUNet`.
-        photos: a `Photos` of `size`.
+        photos: a `Photos` of `config.size`.
         out: a path that ends in `.tflite`.
-        size: (height, width) of the file's input, multiples of 16.
-        target: one of `TARGETS`.
-        precision: "int8" (everything), or weights in "float16" or "float32".
-        io: "int8", "uint8" or "float32", type of input and output; by default the target's.
-        output: "probability", "logits" or "mask".
-        qat_epochs: epochs of quantization-aware training; 0 for post-training quantization.
-        prune: share of the weights set to zero, in (0, 1), in quantization-aware training.
-        cluster: number of values that each layer's weights share, likewise.
-        ram: KiB that the arena of TFLM may have; `target="tflm"` alone.
-        seed: of training and of what is drawn.
-        c_array: folder for the file as C sources, or None.
-        debug: whether to compare each layer with the float model.
-        inspect: whether the report is made with Vela, TFLM and latency (half a minute).
+        config: how to convert.
         progress: called with a line of text at each step, or None.
-        **about: further settings for the report, such as the model's name.
+        about: further settings for the report, such as the model's name.
 
     Returns:
         What the `.json` holds: file, bytes, sha256, about, verification, report, layers.
 
     Raises:
         ConversionError: a check did not hold; its `verification` says which and where.
-        DataError: `ram` is less than can be reached.
-        ValueError: an argument is out of its range.
+        TFLiteError: `config.ram` is less than can be reached.
+        ValueError: `out` or the photos do not fit.
     """
-    from ddunet_keras.litert import columns, run, schedule
-    from ddunet_keras.litert import inspect as inspection
-
-    from . import export, quantize, verify
-    from .graph import check_graph
-
-    if target not in TARGETS:
-        raise ValueError(f"`target` must be one of {tuple(TARGETS)}. Received: target={target!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"`precision` must be one of {PRECISIONS}. Received: {precision!r}")
-    wanted = TARGETS[target]
-    io = io or (wanted.io if precision == "int8" else "float32")
-    out, say = Path(out), progress or (lambda line: None)
+    out = Path(out)
+    say = progress or (lambda line: None)
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
-    if wanted.metadata and (io == "int8" or output == "mask"):
-        raise DataError(export.MEDIAPIPE)
-    if (ram or c_array) and target != "tflm":
-        raise ValueError(f"`ram` and `c_array` are for target tflm. Received: target={target!r}")
-    if precision != "int8" and (qat_epochs or prune or cluster or ram or io != "float32"):
-        raise ValueError(
-            f"training, pruning, `ram` and `io` are for int8. Received: precision={precision!r}"
-        )
-    if (prune or cluster) and not qat_epochs:
-        raise ValueError("`prune` and `cluster` act in training: give `qat_epochs` as well")
-    if qat_epochs and not photos.parts:
-        raise DataError("quantization-aware training needs a data set with masks, not photos alone")
-
-    say("comparing the deploy graph with the model")
-    difference = check_graph(model, size, wanted.head)
-    form = {"head": wanted.head, "output": output}
-    if precision != "int8":
-        say(f"converting to {precision}")
-        plain = quantize.float_model(model, size, dtype=precision, **form)
-    elif qat_epochs:
-        say(f"training for {qat_epochs} epochs with quantization, taught by the float model")
-        plain = quantize.train_quantized(
-            model,
-            size,
-            photos.calibration,
-            photos.parts,
-            epochs=qat_epochs,
-            io=io,
-            prune=prune,
-            cluster=cluster,
-            seed=seed,
-            progress=progress,
-            **form,
-        )
-    else:
-        say(f"quantizing, calibrated on {len(photos.calibration)} photos")
-        plain = quantize.quantize(model, size, photos.calibration, io=io, **form)
-    data = plain
-    if wanted.planned and precision == "int8":
-        say("ordering the operators and planning the arena")
-        data = schedule.optimize(plain, ram=ram)
-    if wanted.merged and precision == "int8":
-        say("merging columns of narrow maps")
-        data = columns.merge_columns(plain)
-    if wanted.metadata:
-        data = export.add_metadata(data)
+    for line in photos.left_out:
+        say(f"left out: {line}")
+    stages = build_stages(model, photos.calibration, config, say)
     layers = []
-    if debug:
+    if config.debug:
         say("comparing each layer with the float model")
-        exact = quantize.float_model(model, size, dtype="float32", **form)
-        layers, _ = run.in_child(verify.compare_layers, plain, exact, photos.test[:4])
+        few = photos.test[:COMPARED_PHOTOS]
+        layers, _ = in_child(compare_layers, stages.quantized, stages.float_model, few)
     say(f"verifying on {len(photos.test)} photos")
-    checked = verify.verify(
-        data,
+    checked = verify(
+        stages.packed,
         photos.test,
         photos.masks,
-        float_predictor=model.resized((*size, 3)).predict_probabilities,
-        plain=None if data is plain else plain,
-        output=output,
-        io=io,
+        float_predictor=model.resized((*config.size, 3)).predict_probabilities,
+        unpacked=None if stages.packed == stages.quantized else stages.quantized,
+        output=config.output,
+        io=config.io,
     )
-    failed = [check for check in checked.checks if check.passed is False]
-    if failed:
-        where = verify.layers_to_markdown(layers) if debug else "--debug shows each layer's error"
-        said = f"{out} was not written; {failed[0].name}: {failed[0].detail}"
-        if (unsure := checked.scores.get("unsure", 0)) > 6:
-            said += f"; the float model is unsure of {unsure:.0f} % of the pixels (trained ones "
-            said += "of 3 %): train it for longer, or convert on photos like those it knows"
-        raise ConversionError(said, checked, where)
+    if checked.failed:
+        raise _refusal(out, checked, layers, config)
     say("measuring what it costs")
-    report = inspection.inspect_model(
-        data, latency=inspect, vela=inspect, tflm=inspect, name=out.name
+    report = inspect_model(
+        stages.packed,
+        latency=config.inspect,
+        vela=config.inspect,
+        tflm=config.inspect,
+        name=out.name,
     )
+    settings = {**(about or {}), **_plain(asdict(config)), **photos.about}
+    settings["graph_difference"] = stages.graph_difference
+    settings["left_out"] = list(photos.left_out)
     result = {
         "file": out.name,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(stages.packed),
+        "sha256": hashlib.sha256(stages.packed).hexdigest(),
         "ddunet_keras": __version__,
-        "about": {
-            **about,
-            "target": target,
-            "size": list(size),
-            "precision": precision,
-            "io": io,
-            "output": output,
-            "qat_epochs": qat_epochs,
-            "prune": prune,
-            "cluster": cluster,
-            "ram": ram,
-            "seed": seed,
-            **photos.about,
-            "graph_difference": difference,
-        },
+        "about": settings,
         "verification": checked.to_dict(),
         "report": report.to_dict(),
         "layers": layers,
     }
-    text = [f"# {out.name}", ", ".join(f"{k} {v}" for k, v in result["about"].items() if v) + "."]
-    text += [checked.to_markdown(), report.to_markdown()]
-    text += [verify.layers_to_markdown(layers)] if debug else []
-    if c_array:
-        arena = checked.arena or run.run_tflm(data, photos.test[:1])[1]
-        export.write_c_array(data, c_array, arena_bytes=arena["total"])
+    if config.c_array:
+        arena = checked.arena or run_tflm(stages.packed, photos.test[:1])[1]
+        write_c_array(stages.packed, config.c_array, arena_bytes=arena["total"])
+    _write(out, stages.packed, result, checked, report)
+    return result
+
+
+def build_stages(model, images, config: ConversionConfig, say=lambda line: None) -> Stages:
+    """All that `convert` does to the model, before it is verified.
+
+    Args:
+        model: a trained `DDUNet`.
+        images: uint8 (n, height, width, 3), calibration photos of `config.size`; some 200.
+        config: how to convert.
+        say: called with a line of text at each step.
+
+    Raises:
+        ValueError: the images do not fit, or the graph is not the model.
+        TFLiteError: `config.ram` is less than can be reached.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != (*config.size, 3) or not len(images):
+        raise ValueError(
+            f"`images` must be uint8 (n, {config.size[0]}, {config.size[1]}, 3). "
+            f"Received: {images.dtype} of shape {images.shape}"
+        )
+    say("equalizing channels, and comparing the deploy graph with the model")
+    factors = channel_factors(model, evenly_spaced(images, EQUALIZATION_PHOTOS))
+    difference = check_graph(model, config.size, config.form, factors)
+    graph = build_graph(model, config.size, form=config.form, output=config.output, factors=factors)
+    if config.trains:
+        weights = trained_weights(model, config, images, factors, say)
+        for layer in graph.layers:
+            layer.set_weights(weights[layer.name])
+    if config.precision == "int8":
+        say(f"quantizing, calibrated on {len(images)} photos")
+        float_data = convert_graph(graph)
+        rewritten = quantized_model(float_data, images, config)
+    else:
+        say(f"converting to {config.precision}")
+        float_data = convert_graph(graph, config.precision)
+        rewritten = read_tflite(float_data)
+    quantized = write_tflite(rewritten) if config.precision == "int8" else float_data
+    for step in passes_for(config):
+        say(step.name)
+        rewritten = step.apply(rewritten, config)
+    packed = write_tflite(rewritten) if passes_for(config) else quantized
+    if config.target == "android":
+        packed = with_label_file(packed)
+    return Stages(float_data, quantized, packed, difference)
+
+
+def quantized_model(float_data, images, config: ConversionConfig):
+    """Post-training quantization: ranges from the photos, weights rounded by GPTQ.
+
+    Args:
+        float_data: bytes of the deploy graph's float file.
+        images: calibration photos.
+
+    Returns:
+        `ModelT` of the int8 file.
+    """
+    ranges = tensor_ranges(float_data, images)
+    int8_model = read_tflite(quantize_with_ranges(read_tflite(float_data), ranges, config.io))
+    if not (config.prune or config.cluster):  # whose equal weights are to stay equal
+        few = evenly_spaced(images, ROUNDING_PHOTOS)
+        round_weights(int8_model, read_tflite(float_data), float_data, few)
+    if config.form == "xnnpack":
+        fuse_relus(int8_model)
+    return int8_model
+
+
+def _refusal(out, checked, layers, config) -> ConversionError:
+    first = checked.failed[0]
+    detail = "; ".join(text for text in (first.detail, first.advice) if text)
+    where = layers_to_markdown(layers) if config.debug else "--debug shows each layer's error"
+    return ConversionError(f"{out} was not written; {first.name}: {detail}", checked, where)
+
+
+def _plain(settings) -> dict:
+    """As JSON gives it back."""
+    plain = {}
+    for key, value in settings.items():
+        if isinstance(value, tuple):
+            value = list(value)
+        plain[key] = str(value) if isinstance(value, Path) else value
+    return plain
+
+
+def _write(out, data, result, checked: Verification, report) -> None:
+    settings = ", ".join(f"{key} {value}" for key, value in result["about"].items() if value)
+    parts = [f"# {out.name}", f"{settings}.", checked.to_markdown(), report.to_markdown()]
+    if result["layers"]:
+        parts.append(layers_to_markdown(result["layers"]))
     write_json(out.with_suffix(".json"), result)
-    write_text(out.with_suffix(".md"), "\n\n".join(part.strip() for part in text) + "\n")
+    write_text(out.with_suffix(".md"), "\n\n".join(part.strip() for part in parts) + "\n")
     with atomic_path(out.with_suffix(".png")) as temporary:
         report.plot(temporary)
     with atomic_path(out) as temporary:  # last: where it stands, all of it stands
         temporary.write_bytes(data)
-    return result

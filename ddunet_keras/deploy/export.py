@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras import __version__
 from ddunet_keras.files import DataError, write_text
-from ddunet_keras.litert.model import operator_name, read_tflite, set_metadata, write_tflite
+from ddunet_keras.litert.model import operator_name, read_tflite, set_metadata
 from ddunet_keras.segmenter import check_segmenter
 from ddunet_keras.sky import class_names
 
@@ -88,9 +88,6 @@ alignas(16) const unsigned char {name}[] = {{
 const size_t {name}_size = sizeof({name});
 """
 
-MEDIAPIPE = "MediaPipe takes files with uint8 or float32 input (--io) and probabilities or logits"
-"""What the metadata asks of a file."""
-
 
 def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[Path, Path]:
     """Writes a `.tflite` file as C sources that a microcontroller's firmware compiles in.
@@ -118,13 +115,13 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
         raise ValueError(f"`arena_bytes` must be positive. Received: arena_bytes={arena_bytes!r}")
     model = read_tflite(data)
     kind, _ = check_segmenter(model)
-    source, result = _ends(model)
+    source, result = _input_and_output(model)
     if not source.type == result.type == schema.TensorType.INT8:
         raise DataError("C sources are for files with int8 input and output (--io int8)")
     input_scale, input_zero_point = _quantization(source)
     output_scale, output_zero_point = _quantization(result)
     middle = {"probability": 0.5, "logits": 0.0, "mask": 1.0}[kind]
-    names = sorted(set(_used_operators(model)))
+    names = sorted(set(_resolver_methods(model)))
     header = _HEADER.format(
         version=__version__,
         name=name,
@@ -153,7 +150,7 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
     return paths
 
 
-def _ends(model):
+def _input_and_output(model):
     graph = model.subgraphs[0]
     return graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
 
@@ -170,7 +167,7 @@ def _c_float(value):
     return f"{np.float32(value)!s}f"
 
 
-def _used_operators(model):
+def _resolver_methods(model):
     """For each operator the name of the resolver's method, without "Add"."""
     for graph in model.subgraphs:
         for operator in graph.operators:
@@ -187,45 +184,68 @@ LABELS_FILE = "labels.txt"
 # numbers of the members that are used of the schema's unions and enumerations
 _NORMALIZATION_OPTIONS, _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 1, 2
 _RGB, _TENSOR_AXIS_LABELS = 1, 2
+_NO_ACTIVATION, _SIGMOID, _SOFTMAX = 0, 1, 2
 
 
-def add_metadata(
-    data, labels=None, name="DDUNet", description="Clouds in photos of the sky"
-) -> bytes:
-    """Adds what MediaPipe's ImageSegmenter reads: normalization, class names, activation.
+def set_mediapipe_metadata(
+    model, labels=None, name="DDUNet", description="Clouds in photos of the sky"
+) -> None:
+    """Gives a model what MediaPipe's ImageSegmenter reads: normalization, activation, and the name
+    of the file of class names, which `with_label_file` attaches.
 
-    Source: `metadata_schema.fbs` and `image_segmenter_metadata_schema.fbs` of MediaPipe 1.2. The
-    class names are attached as a zip archive after the flatbuffer, as MediaPipe expects them.
+    Source: `metadata_schema.fbs` and `image_segmenter_metadata_schema.fbs` of MediaPipe 1.2.
 
     Args:
-        data: bytes of a `.tflite` file with uint8 or float32 input, whose output is probabilities
-            or logits.
-        labels: names of the output's channels; by default "cloud", or those of `Segmentation`.
+        model: `ModelT` of a file with uint8 or float32 input, whose output is probabilities or
+            logits.
+        labels: names of the output's channels, of which the number counts here.
         name, description: of the model, for a person.
-
-    Returns:
-        bytes of the file with metadata; LiteRT runs it as before.
 
     Raises:
         DataError: the file is no segmenter, has int8 input, or its output is a mask.
         ValueError: the number of labels is not that of the output's channels.
     """
-    model = read_tflite(data)
-    kind, num_classes = check_segmenter(model)
-    source, result = _ends(model)
+    kind, _ = check_segmenter(model)
+    source, result = _input_and_output(model)
     if source.type == schema.TensorType.INT8 or kind == "mask":
-        raise DataError(MEDIAPIPE)
-    channels = result.shape[3]
-    labels = list(labels or class_names(num_classes)[-channels:])
-    if len(labels) != channels:
-        raise ValueError(f"`labels` must be {channels} names. Received: labels={labels!r}")
+        raise DataError(
+            "MediaPipe takes files with uint8 or float32 input (--io) and probabilities or logits"
+        )
+    _channel_labels(model, labels)
     mean = 128.0 if source.type == schema.TensorType.FLOAT32 else 0.0
-    activation = 0 if kind == "probability" else 1 if channels == 1 else 2  # none, sigmoid, softmax
+    if kind == "probability":
+        activation = _NO_ACTIVATION
+    else:
+        activation = _SIGMOID if result.shape[3] == 1 else _SOFTMAX
     set_metadata(model, b"TFLITE_METADATA", _metadata(mean, activation, name, description))
-    file = io.BytesIO(write_tflite(model))
+
+
+def with_label_file(data, labels=None) -> bytes:
+    """The file with its class names attached: a zip archive after the flatbuffer, as MediaPipe
+    expects them. LiteRT runs it as before.
+
+    Args:
+        data: bytes of a segmenter's `.tflite` file.
+        labels: names of the output's channels; by default "cloud", or those of `Segmentation`.
+
+    Raises:
+        ValueError: the number of labels is not that of the output's channels.
+    """
+    names = _channel_labels(read_tflite(data), labels)
+    file = io.BytesIO(data)
     with zipfile.ZipFile(file, "a") as archive:  # a ZipInfo of its own has no time of day in it
-        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(labels) + "\n")
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(names) + "\n")
     return file.getvalue()
+
+
+def _channel_labels(model, labels) -> list[str]:
+    _, num_classes = check_segmenter(model)
+    _, result = _input_and_output(model)
+    channels = result.shape[3]
+    names = list(labels or class_names(num_classes)[-channels:])
+    if len(names) != channels:
+        raise ValueError(f"`labels` must be {channels} names. Received: labels={labels!r}")
+    return names
 
 
 def _metadata(mean, activation, name, description):

@@ -1,0 +1,119 @@
+"""The passes that rewrite an int8 model for its target, in their order.
+
+Each works on the parsed model and gives it, or another, back. What the model computes stays the
+same, bit for bit, which `ddunet_keras.deploy.verify` proves on the reference kernels; the first
+pass stands before that comparison, as it changes what XNNPACK rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.export import set_mediapipe_metadata
+from ddunet_keras.litert.columns import merge_columns
+from ddunet_keras.litert.model import add_constant, operator_name
+from ddunet_keras.litert.schedule import fit_memory
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One rewriting of a model.
+
+    Attributes:
+        name: what it does, for the progress line.
+        needs: what the model must be.
+        changes: what is different afterwards.
+        targets: the names in `TARGETS` that have it.
+        apply: (model, config) -> model.
+        int8_only: whether files with float feature maps go without it.
+    """
+
+    name: str
+    needs: str
+    changes: str
+    targets: tuple[str, ...]
+    apply: Callable[[schema.ModelT, ConversionConfig], schema.ModelT]
+    int8_only: bool = True
+
+
+def fuse_relus(model) -> None:
+    """Makes each RELU the activation of a sum with zero, in place.
+
+        x ── RELU ── y     becomes     x ── ADD(zero, activation RELU) ── y
+
+    XNNPACK has no int8 RELU, and leaves it to a kernel that is 20 times slower.
+    """
+    (graph,) = model.subgraphs
+    additions = [op for op in graph.operators if operator_name(model, op) == "ADD"]
+    if not additions:  # an operator code for ADD is in every deploy graph with a RELU
+        return
+    for operator in graph.operators:
+        if operator_name(model, operator) != "RELU":
+            continue
+        (source,) = operator.inputs
+        quantization = schema.QuantizationParametersT()
+        quantization.scale = graph.tensors[source].quantization.scale
+        quantization.zeroPoint = [0]
+        zero = add_constant(model, graph, np.zeros(1, np.int8), quantization)
+        graph.tensors[zero].name = b"zero"
+        operator.opcodeIndex = additions[0].opcodeIndex
+        operator.inputs = [source, zero]
+        operator.builtinOptionsType = schema.BuiltinOptions.AddOptions
+        operator.builtinOptions = schema.AddOptionsT()
+        operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
+
+
+def _fit_memory(model, config):
+    return fit_memory(model, config.ram)
+
+
+def _merge_columns(model, config):
+    merge_columns(model)
+    return model
+
+
+def _set_metadata(model, config):
+    set_mediapipe_metadata(model)
+    return model
+
+
+PASSES = (
+    Pass(
+        "ordering the operators and planning the arena",
+        "one subgraph with fixed shapes",
+        "names go; operators stand in the order that keeps the fewest bytes alive; the place of "
+        "each tensor is planned; with `ram`, the largest stages are computed in strips",
+        ("tflm",),
+        _fit_memory,
+    ),
+    Pass(
+        "merging columns of narrow feature maps",
+        "one subgraph with fixed shapes, batch 1",
+        "convolutions of few channels compute several neighbouring columns at once, which fills "
+        "XNNPACK's lanes; what stands behind a Softmax waits for it; names go",
+        ("android", "cpu"),
+        _merge_columns,
+    ),
+    Pass(
+        "adding MediaPipe's metadata",
+        "a segmenter of RGB images with uint8 or float32 input",
+        "the file says how its input is normalized and what its classes are called",
+        ("android",),
+        _set_metadata,
+        int8_only=False,
+    ),
+)
+
+
+def passes_for(config) -> list[Pass]:
+    """The passes that a conversion has."""
+    return [
+        step
+        for step in PASSES
+        if config.target in step.targets and (config.precision == "int8" or not step.int8_only)
+    ]

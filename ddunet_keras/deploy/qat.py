@@ -1,0 +1,266 @@
+"""Training before the quantization, as tensorflow-model-optimization (tfmot) documents it.
+
+Three kinds: quantization-aware training (`quantize_apply`), pruning (`prune_low_magnitude`) and
+clustering (`cluster_weights`). The targets are the float model's own probabilities, so masks are
+not needed and what the model knows is kept. Each gives the weights of the deploy graph, which is
+then quantized like any other.
+
+tfmot wraps layers of tf_keras alone, so the deploy graph is built with that framework here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ddunet_keras.data.pipeline import Augmentation
+from ddunet_keras.deploy.graph import build_graph
+from ddunet_keras.deploy.tensorflow_converter import quiet
+
+AUGMENTATION = Augmentation(
+    crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+)
+"""Mild: the model's probabilities are the targets, and should be good ones."""
+
+BATCH_SIZE = 16
+LEARNING_RATE = 2e-4
+"""Of Adam; it falls to zero as a cosine."""
+
+PRUNING_SHARE = 0.5
+"""Share of the training at which the wanted share of weights is zero; the rest heals."""
+
+
+def trained_weights(model, config, images, factors, progress) -> dict[str, list[np.ndarray]]:
+    """Trains the deploy graph as `config` asks for it.
+
+    Args:
+        model: a `DDUNet`.
+        config: a `ConversionConfig` that trains.
+        images: uint8 (n, height, width, 3), calibration photos; drawn anew, augmented, each epoch.
+        factors: of the channels, from `channel_factors`.
+        progress: called with a line of text after each epoch.
+
+    Returns:
+        name of a layer of `build_graph` -> its weights.
+    """
+    with quiet():
+        import tf_keras
+    batch_size = min(BATCH_SIZE, len(images))
+    settings = {"output": "logits", "framework": tf_keras, "batch_size": batch_size}
+    teacher = build_graph(model, config.size, form="xnnpack", **settings)
+    student = build_graph(model, config.size, form=config.form, factors=factors, **settings)
+    tf_keras.utils.set_random_seed(config.seed)
+    batches = _batches(images, teacher, batch_size, config.seed)
+    if config.qat_epochs:
+        return _quantization_aware(student, batches, config.qat_epochs, progress)
+    if config.prune:
+        student = _pruned(student, config.prune, batches, config.training_epochs, progress)
+    if config.cluster:
+        sparse = bool(config.prune)
+        epochs = config.training_epochs
+        student = _clustered(student, config.cluster, sparse, batches, epochs, progress)
+    return {layer.name: layer.get_weights() for layer in student.layers}
+
+
+# === The three kinds ===
+
+
+def _quantization_aware(student, batches, epochs, progress):
+    import tf_keras
+    from tensorflow_model_optimization.quantization import keras as quantization
+
+    with quiet():
+        output_only = _output_only_config(quantization)
+        known = _layers_with_default_config(tf_keras)
+
+        def annotate(layer):
+            if isinstance(layer, tf_keras.layers.InputLayer):
+                return layer
+            config = None if isinstance(layer, known) else output_only()
+            return quantization.quantize_annotate_layer(layer, quantize_config=config)
+
+        annotated = tf_keras.models.clone_model(student, clone_function=annotate)
+        custom = {type(layer).__name__: type(layer) for layer in student.layers}
+        custom["OutputOnly"] = output_only
+        with quantization.quantize_scope(custom):
+            quantized = quantization.quantize_apply(annotated)
+    _distill(quantized, batches, epochs, "quantization-aware training", progress)
+    return _unwrapped(student, quantized)
+
+
+def _layers_with_default_config(tf_keras):
+    """The kinds of layers in the deploy graph for which tfmot knows what to quantize."""
+    layers = tf_keras.layers
+    return (
+        layers.Conv2D,
+        layers.DepthwiseConv2D,
+        layers.ReLU,
+        layers.Add,
+        layers.Concatenate,
+        layers.AveragePooling2D,
+        layers.GlobalAveragePooling2D,
+        layers.UpSampling2D,
+        layers.ZeroPadding2D,
+        layers.Reshape,
+        layers.Softmax,
+    )
+
+
+def _output_only_config(quantization):
+    """For layers without weights that tfmot does not know: their outputs are quantized."""
+
+    class OutputOnly(quantization.QuantizeConfig):
+        def get_weights_and_quantizers(self, layer):
+            return []
+
+        def get_activations_and_quantizers(self, layer):
+            return []
+
+        def set_quantize_weights(self, layer, quantize_weights):
+            pass
+
+        def set_quantize_activations(self, layer, quantize_activations):
+            pass
+
+        def get_output_quantizers(self, layer):
+            if isinstance(layer.output, list):  # parts of a split, whose whole is quantized
+                return []
+            return [
+                quantization.quantizers.MovingAverageQuantizer(
+                    num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+                )
+            ]
+
+        def get_config(self):
+            return {}
+
+    return OutputOnly
+
+
+def _unwrapped(student, quantized) -> dict[str, list[np.ndarray]]:
+    """The trained weights, without tfmot's wrappers and their ranges."""
+    weights = {}
+    for layer in student.layers:
+        wrapper = quantized.get_layer(f"quant_{layer.name}") if layer.weights else None
+        values = []
+        for variable in layer.weights:
+            kind = variable.name.rsplit("/", 1)[-1]
+            (value,) = [w for w in wrapper.weights if w.name.rsplit("/", 1)[-1] == kind]
+            values.append(value.numpy())
+        weights[layer.name] = values
+    return weights
+
+
+def _pruned(student, share, batches, epochs, progress):
+    with quiet():
+        from tensorflow_model_optimization.sparsity import keras as sparsity
+
+        steps = epochs * len(batches)
+        last = max(1, int(steps * PRUNING_SHARE))
+        frequency = max(1, last // 20)
+        schedule = sparsity.PolynomialDecay(0.0, share, 0, last, frequency=frequency)
+        wrapped = _wrapped(
+            student,
+            _kernel_layers(student),
+            lambda layer: sparsity.prune_low_magnitude(layer, pruning_schedule=schedule),
+        )
+    _distill(wrapped, batches, epochs, "pruning", progress, [sparsity.UpdatePruningStep()])
+    with quiet():
+        return sparsity.strip_pruning(wrapped)
+
+
+def _clustered(student, values, sparse, batches, epochs, progress):
+    with quiet():
+        from tensorflow_model_optimization.clustering import keras as clustering
+
+        settings: dict = {
+            "number_of_clusters": values,
+            "cluster_centroids_init": clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+        }
+        cluster = clustering.cluster_weights
+        if sparse:
+            cluster = clustering.experimental.cluster_weights
+            settings["preserve_sparsity"] = True
+        layers = [
+            layer
+            for layer in _kernel_layers(student)
+            if len(np.unique(layer.get_weights()[0])) > values
+        ]
+        wrapped = _wrapped(student, layers, lambda layer: cluster(layer, **settings))
+    _distill(wrapped, batches, epochs, "clustering", progress)
+    with quiet():
+        return clustering.strip_clustering(wrapped)
+
+
+def _kernel_layers(network) -> list:
+    """The layers whose kernels are pruned and clustered: not depthwise ones, which hold few of the
+    weights."""
+    return [layer for layer in network.layers if layer.trainable and hasattr(layer, "kernel")]
+
+
+def _wrapped(network, layers, wrap):
+    from tf_keras.models import clone_model
+
+    names = {layer.name for layer in layers}
+    return clone_model(
+        network, clone_function=lambda layer: wrap(layer) if layer.name in names else layer
+    )
+
+
+# === What they share ===
+
+
+def _batches(images, teacher, batch_size, seed):
+    """Batches of augmented photos and of the teacher's probabilities for them."""
+    import tf_keras
+
+    class Batches(tf_keras.utils.Sequence):
+        def __init__(self):
+            super().__init__()
+            self.epoch = 0
+
+        def __len__(self):
+            return math.ceil(len(images) / batch_size)
+
+        def __getitem__(self, step):
+            random = np.random.default_rng([seed, self.epoch, step])
+            chosen = random.choice(len(images), batch_size, replace=False)
+            inputs = np.stack([_augmented(images[index], random) for index in chosen])
+            inputs = inputs.astype("float32") - 128
+            return inputs, _class_probabilities(teacher(inputs, training=False))
+
+        def on_epoch_end(self):
+            self.epoch += 1
+
+    return Batches()
+
+
+def _augmented(image, random):
+    no_labels = np.zeros(image.shape[:2], "uint8")
+    return AUGMENTATION(image, no_labels, image.shape[:2], random)[0]
+
+
+def _class_probabilities(logits):
+    import tensorflow as tf
+
+    return tf.sigmoid(logits) if logits.shape[-1] == 1 else tf.nn.softmax(logits)
+
+
+def _distill(network, batches, epochs, stage, progress, callbacks=()):
+    """Trains the network's logits towards the teacher's probabilities."""
+    import tf_keras
+
+    two_classes = network.output_shape[-1] == 1
+    losses = tf_keras.losses
+    loss = losses.BinaryCrossentropy if two_classes else losses.CategoricalCrossentropy
+    steps = epochs * len(batches)
+    rate = tf_keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
+
+    def say(epoch, logs):
+        progress(f"{stage}: epoch {epoch + 1} of {epochs}, loss {logs['loss']:.4g}")
+
+    teller = tf_keras.callbacks.LambdaCallback(on_epoch_end=say)
+    network.compile(tf_keras.optimizers.Adam(rate), loss(from_logits=True))
+    with quiet():
+        network.fit(batches, epochs=epochs, callbacks=[*callbacks, teller], verbose=0)
