@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, load_delegate
-from ai_edge_litert.schema_py_generated import TensorType
+from ai_edge_litert.schema_py_generated import ModelT, TensorType
 
 from ddunet_keras.files import DataError, first_line, silence
 from ddunet_keras.images import resize_image
-from ddunet_keras.litert.model import TFLiteError, operator_name, read_tflite
+from ddunet_keras.litert.model import TFLiteError, file_bytes, operator_name, read_tflite
+from ddunet_keras.litert.soundness import EDGE_TPU_OPERATOR, check_sound
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky import Segmentation, segment
 
 EDGETPU = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}
 """Library of Coral's Edge TPU by `sys.platform`; elsewhere it is `libedgetpu.so.1`."""
+
+MAX_CLASSES = 255
+"""Most classes that a file may tell apart: masks are written as 8-bit pictures, 255 means none."""
+MAX_VALUES = 2**26
+"""Most values of an output: as float32 they take 256 MiB."""
+MAX_THREADS = 1024
 
 _TYPES = {
     TensorType.INT8: "int8",
@@ -28,7 +37,6 @@ _TYPES = {
 }
 # operators after which the values mean the same as before
 _PASSING_ON = ("QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE", "CONCATENATION")
-_KINDS = {"LOGISTIC": "probability", "SOFTMAX": "probability", "GREATER_EQUAL": "mask"}
 _STDERR = threading.Lock()
 
 
@@ -45,7 +53,7 @@ class Segmenter:
 
     Args:
         path: a `.tflite` file; by default the int8 one of the preset "ddunet_c8", 256x256.
-        threads: threads of LiteRT; by default as many as there are cores.
+        threads: threads of LiteRT, 1 to 1024; by default as many as there are cores.
         delegate: None, "edgetpu" (a file compiled for Coral's Edge TPU, with its runtime
             installed), or the path of another LiteRT delegate's library.
 
@@ -55,8 +63,8 @@ class Segmenter:
 
     Raises:
         DataError: the file is missing, damaged or no segmenter of RGB images, or the delegate's
-            library is not installed.
-        ValueError: `threads` is not a positive integer.
+            library is not installed. LiteRT sees only files that `check_segmenter` lets through.
+        ValueError: `threads` is no integer from 1 to 1024.
 
     Example:
 
@@ -65,41 +73,51 @@ class Segmenter:
     (60, 80)
     """
 
-    def __init__(self, path=None, threads=None, delegate=None):
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        threads: int | None = None,
+        delegate: str | None = None,
+    ):
         if threads is None:
-            threads = os.cpu_count() or 1
-        if not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"`threads` must be a positive integer. Received: threads={threads!r}")
+            threads = min(os.cpu_count() or 1, MAX_THREADS)
+        if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+            raise ValueError(
+                f"`threads` must be a positive integer, at most {MAX_THREADS}. "
+                f"Received: threads={threads!r}"
+            )
         self._path = path = preset_file(DEFAULT, "tflite") if path is None else path
         try:
-            model = read_tflite(path)
+            # LiteRT gets the bytes that were checked, whatever becomes of the file meanwhile
+            data = file_bytes(path)
         except TFLiteError as error:
             raise DataError(str(error)) from None
         try:
-            self._kind, self.num_classes = check_segmenter(model)
-        except DataError as error:
+            self._kind, self.num_classes = check_segmenter(read_tflite(data))
+        except (DataError, TFLiteError) as error:
             raise DataError(f"{path}: {error}") from None
         delegates = None if delegate is None else [_load_delegate(delegate)]
         try:
             with _quiet():
                 self._interpreter = Interpreter(
-                    model_path=str(path), num_threads=threads, experimental_delegates=delegates
+                    model_content=data, num_threads=threads, experimental_delegates=delegates
                 )
                 self._interpreter.allocate_tensors()
             (self._input,) = self._interpreter.get_input_details()
             (self._output,) = self._interpreter.get_output_details()
         except (RuntimeError, ValueError) as error:
             raise self._refused(error) from None
-        self.image_shape = tuple(int(side) for side in self._input["shape"][1:])
+        height, width, channels = (int(side) for side in self._input["shape"][1:])
+        self.image_shape = height, width, channels
         self._turn = threading.Lock()
 
     def _refused(self, error):
         reason = first_line(error)
-        if "edgetpu-custom-op" in str(error):
+        if EDGE_TPU_OPERATOR in str(error):
             reason = "it is compiled for the Edge TPU: needs delegate edgetpu"
         return DataError(f"{self._path}: LiteRT cannot run it ({reason})")
 
-    def predict_probabilities(self, image) -> np.ndarray:
+    def predict_probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities of one photo at the size of the file's input.
 
         Args:
@@ -125,54 +143,74 @@ class Segmenter:
             values = (values.astype(np.float32) - zero_point) * np.float32(scale)
         return as_probabilities(values, self._kind, self.num_classes)
 
-    def segment(self, image, threshold=0.5, horizon=None, channel_order="rgb") -> Segmentation:
+    def segment(
+        self, image: np.ndarray, threshold: float = 0.5, horizon=None, channel_order: str = "rgb"
+    ) -> Segmentation:
         """Finds the clouds in one photo, as `ddunet_keras.sky.segment` says."""
         return segment(self.predict_probabilities, image, threshold, horizon, channel_order)
 
 
-def check_segmenter(model) -> tuple[str, int]:
-    """What the output of a segmenter's `ModelT` holds.
+def check_segmenter(model: ModelT) -> tuple[str, int]:
+    """Checks that a model is a segmenter of RGB images that LiteRT can run without harm.
+
+    Args:
+        model: as `read_tflite` gives it.
 
     Returns:
-        "probability", "logits" or "mask" (class indices), and the number of classes.
+        what its output holds, "probability", "logits" or "mask" (class indices), and the number of
+        classes.
 
     Raises:
-        DataError: it is no segmenter: it has not one RGB input and one output of its size.
+        DataError: it is none: it has not one RGB input and one output of its size, too many
+            classes, or something that LiteRT would not survive (see `check_sound`).
     """
     graph = model.subgraphs[0]
-    ends = [graph.tensors[index] for index in graph.inputs + graph.outputs]
-    shapes = [tensor.shape for tensor in ends]
+    tensors = [graph.tensors[index] for index in graph.inputs + graph.outputs]
+    shapes = [tensor.shape for tensor in tensors]
     fits = len(graph.inputs) == len(graph.outputs) == 1
-    fits = fits and all(len(shape) == 4 and min(shape) > 0 for shape in shapes)
+    fits = fits and all(len(shape) == 4 for shape in shapes)
     fits = fits and shapes[0] == [1, *shapes[1][1:3], 3] and shapes[1][0] == 1
-    fixed = all(t.shapeSignature is None or min(t.shapeSignature, default=1) > 0 for t in ends)
-    if not (fits and fixed and all(tensor.type in _TYPES for tensor in ends)):
-        has = ", ".join(f"{_TYPES.get(t.type, 'another type')} {tuple(t.shape)}" for t in ends[:4])
+    if not (fits and all(tensor.type in _TYPES for tensor in tensors)):
+        has = [f"{_TYPES.get(t.type, 'another type')} {tuple(t.shape)}" for t in tensors[:4]]
         raise DataError(
             "no segmenter of photos: an RGB input (1, h, w, 3) and an output (1, h, w, n) of "
-            f"{', '.join(_TYPES.values())} were expected, it has {has or 'none'}"
+            f"{', '.join(_TYPES.values())} were expected, it has {', '.join(has) or 'none'}"
         )
-    kind, source = _output_kind(model, graph)
-    classes = graph.tensors[source].shape[-1]
+    try:
+        check_sound(model)
+    except TFLiteError as error:
+        raise DataError(f"no segmenter of photos: {error}") from None
+    kind, classes = _output_kind(model, graph)
+    largest = 128 if kind == "mask" and tensors[1].type == TensorType.INT8 else MAX_CLASSES
+    if classes > largest or math.prod(shapes[1]) > MAX_VALUES:
+        raise DataError(
+            f"no segmenter of photos: its output {tuple(shapes[1])} of {classes} classes is too "
+            f"large; at most {largest} classes and {MAX_VALUES:,} values are taken"
+        )
     return kind, max(2, classes)
 
 
 def _output_kind(model, graph):
-    """The output's kind, and the tensor whose last dimension is one for each class."""
-    maker = {index: operator for operator in graph.operators for index in operator.outputs}
+    """What the output holds, and for how many classes (1: cloud or not)."""
+    producers = {index: operator for operator in graph.operators for index in operator.outputs}
     output = source = graph.outputs[0]
-    while source in maker and operator_name(model, maker[source]) in _PASSING_ON:
-        source = maker[source].inputs[0]
-    last = operator_name(model, maker[source]) if source in maker else None
-    if last == "ARG_MAX":
-        return "mask", maker[source].inputs[0]
+    while source in producers and operator_name(model, producers[source]) in _PASSING_ON:
+        source = producers[source].inputs[0]
+    last = operator_name(model, producers[source]) if source in producers else None
+    channels = graph.tensors[output].shape[-1]
+    if last in ("ARG_MAX", "GREATER_EQUAL"):
+        if channels != 1:
+            raise DataError(f"no segmenter of photos: its mask has {channels} channels, not one")
+        compared = graph.tensors[producers[source].inputs[0]]
+        return "mask", compared.shape[-1]
     # a compiler's operator, as the Edge TPU's, hides the last one: a probability's scale is fixed
     scale = getattr(graph.tensors[output].quantization, "scale", None)
     fixed = scale is not None and list(scale) == [1 / 256]
-    return _KINDS.get(last, "probability" if fixed else "logits"), output
+    probable = last in ("LOGISTIC", "SOFTMAX") or fixed
+    return "probability" if probable else "logits", channels
 
 
-def as_probabilities(values, kind, num_classes=2) -> np.ndarray:
+def as_probabilities(values: np.ndarray, kind: str, num_classes: int = 2) -> np.ndarray:
     """What a segmenter's outputs mean.
 
     Args:

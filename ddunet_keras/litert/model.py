@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+from ddunet_keras.litert.sharing_builder import SharingBuilder
 
 IDENTIFIER = b"TFL3"
 
@@ -20,15 +22,21 @@ class TFLiteError(ValueError):
     """A `.tflite` file cannot be used; the message says in one line which, why and what to do."""
 
 
-def first_line(error) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+MAX_FILE_BYTES = 2**29
+"""Largest file that is read; a segmenter has less than 2 MB."""
 MAX_SUBGRAPHS = 64
-MAX_PARTS = 100_000
-"""Most tensors, operators and buffers that are read: entries may share one part of the file, so
-that a small file can claim to hold very many."""
+MAX_PARTS = 20_000
+"""Most tensors, operators, buffers and other parts that are read: entries may share one place in
+the file, so that a small file can claim to hold very many. Reading so many takes seconds."""
+MAX_CLAIMED = 2**28
+"""Most bytes of names and elements of lists that are read, for the same reason."""
+MAX_RANK = 8
+"""LiteRT's own kernels go to 6 dimensions."""
 MAX_TENSOR_BYTES = 2**31 - 1
 
 DTYPES = {schema.TensorType.BOOL: np.dtype(bool)} | {
@@ -42,6 +50,8 @@ DTYPES = {schema.TensorType.BOOL: np.dtype(bool)} | {
 }
 """NumPy's type of a tensor, by its code in the schema; other types have none."""
 
+_DTYPE_NAMES = {code: dtype.name for code, dtype in DTYPES.items()}
+
 # fmt: off
 COMPUTING = frozenset((
     "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "DIV",
@@ -53,10 +63,16 @@ COMPUTING = frozenset((
 """Operators that calculate with the scales of 8- and 16-bit tensors: LiteRT ends the whole process
 where one is missing."""
 
-_INPUTS = {"CONCATENATION": 1, "RESHAPE": 1, "SLICE": 3} | dict.fromkeys(
+_LEAST_INPUTS = {"CONCATENATION": 1, "RESHAPE": 1, "SLICE": 3} | dict.fromkeys(
     ("CONV_2D", "DEPTHWISE_CONV_2D", "PAD", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), 2
 )
-_WITH_OPTIONS = frozenset(_INPUTS) - {"PAD", "RESHAPE", "SLICE"}
+_WITH_OPTIONS = frozenset(_LEAST_INPUTS) - {"PAD", "RESHAPE", "SLICE"}
+# options with names in them
+_NAMED_OPTIONS = (schema.BuiltinOptions.VarHandleOptions,)
+_NAMED_OPTIONS_2 = (
+    schema.BuiltinOptions2.StablehloCustomCallOptions,
+    schema.BuiltinOptions2.StableHLOCompositeOptions,
+)
 
 _OPERATORS = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")
@@ -64,11 +80,39 @@ _OPERATORS = {
 _NUMBERS = {name: code for code, name in _OPERATORS.items()}
 
 
-def read_tflite(source) -> schema.ModelT:
+def file_bytes(source: str | Path | bytes | bytearray | memoryview) -> bytes:
+    """The content of a `.tflite` file, given as a path or as its bytes.
+
+    Raises:
+        TFLiteError: the file is missing, a folder, unreadable or over `MAX_FILE_BYTES`.
+
+    Example:
+
+    >>> file_bytes("none.tflite")
+    Traceback (most recent call last):
+    ddunet_keras.litert.model.TFLiteError: none.tflite: no such file
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    path = Path(source)
+    if not path.is_file():
+        what = "is a folder, a .tflite file was expected" if path.is_dir() else "no such file"
+        raise TFLiteError(f"{path}: {what}")
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise TFLiteError(f"{path}: {size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise TFLiteError(f"{path}: {first_line(error)}") from None
+
+
+def read_tflite(source: str | Path | bytes | bytearray | memoryview) -> schema.ModelT:
     """Reads and checks a `.tflite` file.
 
     What passes is whole and consistent: every index points at something, constants have the size
-    that their shape asks for, and every operator reads tensors that exist when it runs.
+    that their shape asks for, and every operator reads tensors that exist when it runs. Whether
+    LiteRT can run it is another question: see `ddunet_keras.litert.soundness`.
 
     Args:
         source: a path, or the file's bytes.
@@ -87,31 +131,28 @@ def read_tflite(source) -> schema.ModelT:
     Traceback (most recent call last):
     ddunet_keras.litert.model.TFLiteError: not a .tflite file: it does not start as one
     """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _parse(bytes(source))
-    path = Path(source)
-    if not path.is_file():
-        what = "is a folder, a .tflite file was expected" if path.is_dir() else "no such file"
-        raise TFLiteError(f"{path}: {what}")
+    data = file_bytes(source)
     try:
-        return _parse(path.read_bytes())
-    except (OSError, TFLiteError) as error:
-        raise TFLiteError(f"{path}: {first_line(error)}") from None
+        return _parse(data)
+    except TFLiteError as error:
+        if isinstance(source, (str, Path)):
+            raise TFLiteError(f"{source}: {first_line(error)}") from None
+        raise
 
 
-def write_tflite(model) -> bytes:
+def write_tflite(model: schema.ModelT) -> bytes:
     """The file of a `ModelT`: equal vectors and tables are written once, constants at multiples of
     16 bytes.
 
     Returns:
         the bytes of a `.tflite` file, the same for the same model.
     """
-    builder = _SharingBuilder()
+    builder = SharingBuilder()
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
 
-def operator_name(model, operator) -> str:
+def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     """Name of an `OperatorT`'s kind, as "CONV_2D"; a custom operator's is the one in the file."""
     code = model.operatorCodes[operator.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -120,7 +161,9 @@ def operator_name(model, operator) -> str:
     return _OPERATORS[number]
 
 
-def add_operator(model, name, inputs, outputs, options=None) -> schema.OperatorT:
+def add_operator(
+    model: schema.ModelT, name: str, inputs: list[int], outputs: list[int], options=None
+) -> schema.OperatorT:
     """A builtin operator for int8, as "CONV_2D", whose kind joins those of the model; it is not put
     into a graph."""
     code = getattr(schema.BuiltinOperator, name)
@@ -137,7 +180,7 @@ def add_operator(model, name, inputs, outputs, options=None) -> schema.OperatorT
     return operator
 
 
-def add_tensor(subgraph, like, shape) -> int:
+def add_tensor(subgraph: schema.SubGraphT, like: int, shape: Sequence[int]) -> int:
     """Index of a new computed tensor, of another shape than tensor `like` and else as that."""
     new = copy.copy(subgraph.tensors[like])
     new.shape, new.shapeSignature, new.name, new.buffer = list(shape), None, None, 0
@@ -145,7 +188,9 @@ def add_tensor(subgraph, like, shape) -> int:
     return len(subgraph.tensors) - 1
 
 
-def add_constant(model, subgraph, array, quantization=None) -> int:
+def add_constant(
+    model: schema.ModelT, subgraph: schema.SubGraphT, array: np.ndarray, quantization=None
+) -> int:
     """Index of a new constant tensor: an array of int8 or int32."""
     array = np.ascontiguousarray(array)
     model.buffers.append(schema.BufferT(np.frombuffer(array.tobytes(), np.uint8)))
@@ -156,14 +201,16 @@ def add_constant(model, subgraph, array, quantization=None) -> int:
     return len(subgraph.tensors) - 1
 
 
-def set_metadata(model, name, content) -> None:
+def set_metadata(model: schema.ModelT, name: bytes, content: bytes) -> None:
     """Gives a model metadata: bytes under a name, in place of what stood under it."""
     model.metadata = [entry for entry in model.metadata if entry.name != name]
     model.metadata.append(schema.MetadataT(name, len(model.buffers)))
     model.buffers.append(schema.BufferT(np.frombuffer(content, np.uint8)))
 
 
-def constant(model, subgraph, tensor_index) -> np.ndarray | None:
+def constant(
+    model: schema.ModelT, subgraph: schema.SubGraphT, tensor_index: int
+) -> np.ndarray | None:
     """Value of a constant tensor in its own type and shape (read-only); None for any other tensor.
 
     None as well for types that NumPy has not, such as int4 or strings.
@@ -175,27 +222,33 @@ def constant(model, subgraph, tensor_index) -> np.ndarray | None:
     return np.frombuffer(bytes(data), DTYPES[tensor.type]).reshape(tensor.shape)
 
 
-def tensor_bytes(tensor) -> int:
+def tensor_bytes(tensor: schema.TensorT) -> int:
     """Bytes that a `TensorT` takes in memory, without padding.
 
     Raises:
         TFLiteError: its type has no fixed size, or a dimension is unknown.
     """
     if tensor.type not in DTYPES or any(side < 0 for side in tensor.shape):
-        raise TFLiteError(f"tensor {_text(tensor.name)!r} has no fixed size")
+        raise TFLiteError(f"tensor {tensor_name(tensor)!r} has no fixed size")
     return math.prod(tensor.shape) * DTYPES[tensor.type].itemsize
 
 
-def dtype_name(tensor) -> str:
+def dtype_name(tensor: schema.TensorT) -> str:
     """A `TensorT`'s type as NumPy calls it; "type N" for one that NumPy has not."""
-    return DTYPES[tensor.type].name if tensor.type in DTYPES else f"type {tensor.type}"
+    return _DTYPE_NAMES.get(tensor.type) or f"type {tensor.type}"
+
+
+def tensor_name(tensor: schema.TensorT) -> str:
+    """A `TensorT`'s name, "" where it has none; what cannot be printed becomes "?"."""
+    return _text(tensor.name)
 
 
 def _text(name) -> str:
-    return (name or b"").decode("utf-8", "replace")
+    text = name if isinstance(name, str) else (name or b"").decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
-def dequantize(tensor, values) -> np.ndarray:
+def dequantize(tensor: schema.TensorT, values: np.ndarray) -> np.ndarray:
     """What the integers of a `TensorT` mean, float32; floats stay as they are."""
     quantization = tensor.quantization
     if values.dtype.kind == "f" or quantization is None or quantization.scale is None:
@@ -213,14 +266,7 @@ def _parse(data):
         raise TFLiteError("not a .tflite file: it does not start as one")
     try:
         root = schema.Model.GetRootAs(data)
-        graphs = root.SubgraphsLength()
-        if not 1 <= graphs <= MAX_SUBGRAPHS:
-            raise TFLiteError(f"it has {graphs} subgraphs, 1 to {MAX_SUBGRAPHS} are read")
-        parts = root.BuffersLength() + root.OperatorCodesLength() + root.MetadataLength()
-        for graph in map(root.Subgraphs, range(graphs)):
-            parts += graph.TensorsLength() + graph.OperatorsLength()
-        if parts > MAX_PARTS:
-            raise TFLiteError(f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
+        _check_claims(root, len(data))
         model = schema.ModelT.InitFromObj(root)
         _normalize(model)
         _check(model)
@@ -233,8 +279,62 @@ def _parse(data):
     return model
 
 
+def _require(condition, message):
+    if not condition:
+        raise TFLiteError(message)
+
+
+def _check_claims(root, file_bytes):
+    """Refuses a file that would unpack to far more than it is: parts of it may share one place."""
+    count = root.SubgraphsLength()
+    _require(
+        1 <= count <= MAX_SUBGRAPHS, f"it has {count} subgraphs, 1 to {MAX_SUBGRAPHS} are read"
+    )
+    graphs = [root.Subgraphs(number) for number in range(count)]
+    parts = root.BuffersLength() + root.OperatorCodesLength() + root.MetadataLength()
+    parts += sum(graph.TensorsLength() + graph.OperatorsLength() for graph in graphs)
+    signatures = [root.SignatureDefs(i) for i in range(min(root.SignatureDefsLength(), MAX_PARTS))]
+    parts += sum(1 + entry.InputsLength() + entry.OutputsLength() for entry in signatures)
+    _require(parts <= MAX_PARTS, f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
+    claimed = 0
+    for length in _claimed_lengths(root, graphs, signatures, file_bytes):
+        claimed += length
+        _require(claimed <= MAX_CLAIMED, f"its names and lists take over {MAX_CLAIMED:,} bytes")
+
+
+def _claimed_lengths(root, graphs, signatures, file_bytes):
+    """Lengths of the names, vectors and lists that unpacking would make, one by one."""
+    for number in range(root.OperatorCodesLength()):
+        yield len(root.OperatorCodes(number).CustomCode() or b"")
+    for number in range(root.MetadataLength()):
+        yield len(root.Metadata(number).Name() or b"")
+    for signature in signatures:
+        entries = [signature.Inputs(i) for i in range(signature.InputsLength())]
+        entries += [signature.Outputs(i) for i in range(signature.OutputsLength())]
+        for entry in (signature.SignatureKey(), *(entry.Name() for entry in entries)):
+            yield len(entry or b"")
+    for graph in graphs:
+        yield len(graph.Name() or b"") + graph.InputsLength() + graph.OutputsLength()
+        for number in range(graph.TensorsLength()):
+            tensor = graph.Tensors(number)
+            yield len(tensor.Name() or b"") + tensor.ShapeLength() + tensor.ShapeSignatureLength()
+            yield tensor.VariantTensorsLength()
+            if (quantization := tensor.Quantization()) is not None:
+                yield quantization.ScaleLength() + quantization.ZeroPointLength()
+            if (sparsity := tensor.Sparsity()) is not None:
+                yield sparsity.DimMetadataLength()
+        for number in range(graph.OperatorsLength()):
+            operator = graph.Operators(number)
+            yield operator.InputsLength() + operator.OutputsLength()
+            if (
+                operator.BuiltinOptionsType() in _NAMED_OPTIONS
+                or operator.BuiltinOptions2Type() in _NAMED_OPTIONS_2
+            ):
+                yield file_bytes  # their names may be as long as the file
+
+
 def _ints(values):
-    return [] if values is None else [int(value) for value in values]
+    return [] if values is None else np.asarray(values).tolist()
 
 
 def _normalize(model):
@@ -247,11 +347,6 @@ def _normalize(model):
             tensor.shape = _ints(tensor.shape)
         for operator in graph.operators:
             operator.inputs, operator.outputs = _ints(operator.inputs), _ints(operator.outputs)
-
-
-def _require(condition, message):
-    if not condition:
-        raise TFLiteError(message)
 
 
 def _check(model):
@@ -271,7 +366,7 @@ def _check(model):
         _require(graph.operators and graph.outputs, f"{where} computes nothing")
         for index, tensor in enumerate(graph.tensors):
             _check_tensor(model, tensor, f"{where}, tensor {index}")
-        _check_order(model, graph, where)
+        _check_graph(model, graph, where)
     for signature in model.signatureDefs:
         _require(signature.subgraphIndex < len(model.subgraphs), "a signature has no subgraph")
         count = len(model.subgraphs[signature.subgraphIndex].tensors)
@@ -282,10 +377,12 @@ def _check(model):
 
 def _check_tensor(model, tensor, where):
     _require(tensor.buffer < len(model.buffers), f"{where} points at no buffer")
-    _require(all(side >= 0 for side in tensor.shape), f"{where} has shape {tensor.shape}")
+    shape = tensor.shape
+    _require(len(shape) <= MAX_RANK, f"{where} has {len(shape)} dimensions")
+    _require(all(side >= 0 for side in shape), f"{where} has shape {shape}")
     itemsize = DTYPES[tensor.type].itemsize if tensor.type in DTYPES else 16
-    size = math.prod(tensor.shape) * itemsize
-    _require(size <= MAX_TENSOR_BYTES, f"{where} has shape {tensor.shape}")
+    size = math.prod(shape) * itemsize
+    _require(size <= MAX_TENSOR_BYTES, f"{where} has shape {shape}")
     data = model.buffers[tensor.buffer].data
     if data is not None and len(data) and tensor.type in DTYPES and tensor.sparsity is None:
         _require(
@@ -302,135 +399,74 @@ def _check_tensor(model, tensor, where):
     if len(scales) > 1:
         axis = quantization.quantizedDimension
         _require(
-            0 <= axis < len(tensor.shape) and len(scales) == tensor.shape[axis],
-            f"{where} has {len(scales)} scales for its shape {tensor.shape}",
+            0 <= axis < len(shape) and len(scales) == shape[axis],
+            f"{where} has {len(scales)} scales for its shape {shape}",
         )
 
 
-def _check_order(model, graph, where):
+def _check_graph(model, graph, where):
     """Every index in range, and every tensor written once and before it is read."""
     count = len(graph.tensors)
     for index in graph.inputs + graph.outputs:
         _require(0 <= index < count, f"{where} has no tensor {index}")
     _require(len(set(graph.inputs)) == len(graph.inputs), f"{where} has one input twice")
-    taken = {
+    filled = {
         index
         for index, tensor in enumerate(graph.tensors)
         if tensor.isVariable or model.buffers[tensor.buffer].data is not None
     }
-    _require(not taken & set(graph.inputs), f"{where} has a constant input")
-    taken |= set(graph.inputs)
-    known = taken | {index for index, tensor in enumerate(graph.tensors) if 0 in tensor.shape}
+    _require(not filled & set(graph.inputs), f"{where} has a constant input")
+    filled |= set(graph.inputs)
+    written = {index for operator in graph.operators for index in operator.outputs}
+    # constants without elements have no data
+    readable = filled | {i for i, t in enumerate(graph.tensors) if 0 in t.shape} - written
     for number, operator in enumerate(graph.operators):
         at = f"{where}, operator {number}"
         _require(operator.opcodeIndex < len(model.operatorCodes), f"{at} has no operator code")
         name = operator_name(model, operator)
         at = f"{at} ({name})"
-        _require(operator.outputs or operator.inputs, f"{at} has no tensors")
-        least = _INPUTS.get(name, 0)
-        _require(len(operator.inputs) >= least, f"{at} has under {least} inputs")
-        _require(operator.outputs or not least, f"{at} has no output")
-        _require(operator.builtinOptions or name not in _WITH_OPTIONS, f"{at} has no options")
-        _require(not operator.largeCustomOptionsSize, f"{at} has options outside the flatbuffer")
+        _check_operator(operator, name, at)
         for place, index in enumerate(operator.inputs):
             left_out = index == -1 and (place > 1 or (place == 1 and name not in COMPUTING))
             scratch = name not in _NUMBERS and 0 <= index < count  # as of Vela's "ethos-u"
             _require(
-                left_out or scratch or index in known,
+                left_out or scratch or index in readable,
                 f"{at} reads tensor {index} before it is there",
             )
         for index in operator.outputs:
             _require(0 <= index < count, f"{at} has no tensor {index}")
-            _require(index not in taken, f"{at} writes tensor {index}, which has a value")
-            taken.add(index)
-        known |= taken
-        for field in ("strideW", "strideH", "dilationWFactor", "dilationHFactor"):
-            value = getattr(operator.builtinOptions, field, 1)
-            _require(value > 0, f"{at} has {field} {value}")
-        for index in operator.inputs + operator.outputs if name in COMPUTING else ():
-            tensor = graph.tensors[index]
-            whole = tensor.type in DTYPES and DTYPES[tensor.type].itemsize <= 2
-            if index >= 0 and whole and DTYPES[tensor.type].kind in "iu":
-                constant_zero = model.buffers[tensor.buffer].data is not None
-                scales = [] if tensor.quantization is None else tensor.quantization.scale
-                scales = np.asarray([] if scales is None else scales)
+            _require(index not in filled, f"{at} writes tensor {index}, which has a value")
+            filled.add(index)
+            readable.add(index)
+        if name in COMPUTING:
+            for index in operator.inputs + operator.outputs:
                 _require(
-                    scales.size and (constant_zero or (scales > 0).all()),
+                    index < 0 or _has_scale(model, graph.tensors[index]),
                     f"{at}: tensor {index} has no scale",
                 )
-    _require(known.issuperset(graph.outputs), f"{where} has an output that nothing computes")
+    _require(readable.issuperset(graph.outputs), f"{where} has an output that nothing computes")
 
 
-# === Writing ===
+def _check_operator(operator, name, at):
+    """Inputs, outputs and options are there."""
+    _require(operator.outputs or operator.inputs, f"{at} has no tensors")
+    least = _LEAST_INPUTS.get(name, 0)
+    _require(len(operator.inputs) >= least, f"{at} has under {least} inputs")
+    _require(operator.outputs or not least, f"{at} has no output")
+    _require(operator.builtinOptions or name not in _WITH_OPTIONS, f"{at} has no options")
+    _require(not operator.largeCustomOptionsSize, f"{at} has options outside the flatbuffer")
+    for field in ("strideW", "strideH", "dilationWFactor", "dilationHFactor"):
+        value = getattr(operator.builtinOptions, field, 1)
+        _require(value > 0, f"{at} has {field} {value}")
 
 
-class _SharingBuilder(flatbuffers.Builder):
-    """A flatbuffers.Builder that writes equal strings, vectors and tables once.
-
-    A part is compared with those written before by its bytes and, for references, their targets. If
-    there is an equal one, the builder steps back and hands out its offset.
-    """
-
-    __slots__ = ("_alignment", "_begin", "_content", "_references", "_seen")
-
-    def __init__(self):
-        super().__init__(1 << 20)
-        self._seen = {}
-
-    def _mark(self, begin):
-        self._begin, self._content, self._references = begin, self.Offset(), []
-
-    def _earlier(self, kind):
-        """(key, offset or None) of a part like the one that now ends; if any, steps back."""
-        size, end = len(self.Bytes), self.Offset()
-        content = bytearray(self.Bytes[size - end : size - self._content])
-        for place, _ in self._references:
-            content[end - place : end - place + 4] = bytes(4)
-        targets = tuple((place - self._content, target) for place, target in self._references)
-        key = (kind, bytes(content), targets)
-        if key in self._seen:
-            self.head = size - self._begin
-            self.nested = False
-        return key, self._seen.get(key)
-
-    def PrependUOffsetTRelative(self, off):
-        super().PrependUOffsetTRelative(off)
-        if self.nested:
-            self._references.append((self.Offset(), off))
-
-    def StartVector(self, elemSize, numElems, alignment):
-        begin = self.Offset()
-        super().StartVector(elemSize, numElems, alignment)
-        self._alignment = alignment
-        self._mark(begin)
-        return self.Offset()
-
-    def EndVector(self, numElems=None):
-        key, offset = self._earlier(("vector", self.vectorNumElems, self._alignment))
-        if offset is None:
-            offset = self._seen[key] = super().EndVector(numElems)
-        return offset
-
-    def CreateString(self, s, encoding="utf-8", errors="strict"):
-        self._alignment = "string"
-        self._mark(self.Offset())
-        return super().CreateString(s, encoding, errors)
-
-    def CreateNumpyVector(self, x):
-        if x.dtype != np.uint8:
-            return super().CreateNumpyVector(x)
-        self.StartVector(1, x.size, 16)  # the schema's force_align of constants
-        self.head -= x.size
-        self.Bytes[self.head : self.head + x.size] = x.tobytes()
-        return self.EndVector()
-
-    def StartObject(self, numfields):
-        super().StartObject(numfields)
-        self._mark(self.Offset())
-
-    def EndObject(self):
-        slots = tuple(slot and slot - self._content for slot in self.current_vtable)
-        key, offset = self._earlier(("table", slots))
-        if offset is None:
-            offset = self._seen[key] = super().EndObject()
-        return offset
+def _has_scale(model, tensor):
+    """Whether a tensor of 8- or 16-bit integers has scales; a constant's may be zero."""
+    dtype = DTYPES.get(tensor.type)
+    if dtype is None or dtype.kind not in "iu" or dtype.itemsize > 2:
+        return True
+    if tensor.quantization is None or tensor.quantization.scale is None:
+        return False
+    scales = np.asarray(tensor.quantization.scale)
+    constant_tensor = model.buffers[tensor.buffer].data is not None
+    return len(scales) > 0 and (constant_tensor or bool((scales > 0).all()))
