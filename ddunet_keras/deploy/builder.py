@@ -129,7 +129,7 @@ class GraphBuilder:
 
         Args:
             kernel: (height, width, channels, filters), for channels without factors.
-            bias: (filters,), or None for a convolution whose weights are not trained, such as a sum.
+            bias: (filters,), or None for a convolution whose weights are fixed, such as a sum.
             groups: of the output's channels, or one group's name; None for channels without factor.
         """
         filters = kernel.shape[-1]
@@ -184,7 +184,7 @@ class GraphBuilder:
         return self.conv(x, grid_kernel, bias, name, activation, padding="valid")
 
     def halve(self, x, name) -> Features:
-        """Means of two by two pixels, by a depthwise convolution, so that they have an own scale."""
+        """Means of two by two pixels; as a convolution, they have a scale of their own."""
         groups = ((name, x.tensor.shape[-1]),)
         ratio = self.factors_of(groups) / self.factors_of(x.groups)
         kernel = np.full((2, 2, 1, 1), 1 / 4) * ratio[:, None]

@@ -15,9 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.export import set_mediapipe_metadata
-from ddunet_keras.litert.columns import merge_columns
-from ddunet_keras.litert.model import add_constant, operator_name
-from ddunet_keras.litert.schedule import fit_memory
+from ddunet_keras.litert import columns, schedule
+from ddunet_keras.litert.model import add_constant, operator_name, read_tflite, write_tflite
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,11 @@ def fuse_relus(model) -> None:
 
 
 def _fit_memory(model, config):
-    return fit_memory(model, config.ram)
+    return read_tflite(schedule.optimize(write_tflite(model), ram=config.ram))
 
 
 def _merge_columns(model, config):
-    merge_columns(model)
-    return model
+    return read_tflite(columns.merge_columns(write_tflite(model)))
 
 
 def _set_metadata(model, config):

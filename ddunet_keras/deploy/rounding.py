@@ -51,9 +51,9 @@ def convolution_pairs(int8_model, float_model) -> list[tuple]:
     (graph,) = int8_model.subgraphs
     for operator in graph.operators:
         name = graph.tensors[operator.outputs[0]].name
-        if operator_name(int8_model, operator) in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            if name in named:
-                pairs.append((operator, named[name]))
+        kind = operator_name(int8_model, operator)
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D") and name in named:
+            pairs.append((operator, named[name]))
     return pairs
 
 

@@ -105,7 +105,8 @@ def _mean_scores(labels, masks, classes) -> dict:
 def _covers(labels, masks) -> np.ndarray:
     """Cloud cover of each image that has a pixel that counts, in [0, 1]."""
     valid = np.ones(labels.shape, bool) if masks is None else masks != IGNORE
-    pairs = zip(labels, valid, strict=True)
-    return np.array(
-        [cloud_cover(image, counts).fraction for image, counts in pairs if counts.any()]
-    )
+    covers = []
+    for image, counts in zip(labels, valid, strict=True):
+        if counts.any():
+            covers.append(cloud_cover(image, counts).fraction)
+    return np.array(covers)

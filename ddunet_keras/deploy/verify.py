@@ -133,9 +133,8 @@ class Verification:
         for key, title in SCORES.items():
             if key in self.scores:
                 row = self.scores[key]
-                lines.append(
-                    f"| {title} | {row['float']:.2f} | {row['file']:.2f} | {row['difference']:+.2f} |"
-                )
+                figures = f"{row['float']:.2f} | {row['file']:.2f} | {row['difference']:+.2f}"
+                lines.append(f"| {title} | {figures} |")
         for key, title in AGREEMENTS.items():
             if key in self.scores:
                 lines.append(f"| {title} | | {self.scores[key]:.2f} | |")
