@@ -216,8 +216,8 @@ def crossing(data):
     return sum(shapes[index][1] > 1 for index in given & taken)
 
 
-@pytest.mark.parametrize("branches", [2, 5, 40])  # 40: numbers of more than seven bits
-def test_what_stands_after_a_softmax_waits_for_it(branches):
+def gated_branches(branches):
+    """A sum of branches, each multiplied by the Softmax of an average."""
     net = Network(0, (8, 16), 32)
     source = net.conv(net.source, 32, 1)
     axes = net.graph.constant(np.array([1, 2], np.int32))
@@ -229,7 +229,12 @@ def test_what_stands_after_a_softmax_waits_for_it(branches):
         inputs = [net.depthwise(source), gate]
         product = net.add("MUL", inputs, net.shape(source), schema.MulOptionsT())
         total = net.sum(total, product)
-    data = net.data(total)
+    return net.data(total)
+
+
+@pytest.mark.parametrize("branches", [2, 5, 40])  # 40: numbers of more than seven bits
+def test_what_stands_after_a_softmax_waits_for_it(branches):
+    data = gated_branches(branches)
     assert crossing(data) == branches + 1
     assert crossing(merged(data)) == 1
 
