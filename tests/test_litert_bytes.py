@@ -13,8 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 from random_tflite import Network, random_network, u_net
 from test_litert_columns import dynamic_head, gated_branches
 
-from ddunet_keras.litert import schedule
 from ddunet_keras.litert.columns import merge_columns
+from ddunet_keras.litert.model import read_tflite, write_tflite
+from ddunet_keras.litert.schedule import fit_memory
 
 
 def depthwise(dilation, channels):
@@ -63,7 +64,7 @@ NETWORKS = {
     "padding": padding(),
 } | {f"random {seed}": random_network(seed) for seed in range(8)}
 
-COLUMNS = {
+COLUMNS = {  # name of the network: hash
     "U-net": "22116aec23fa6c7a",
     "low U-net": "62b97e9c4352ed02",
     "wide U-net": "28b280df21222978",
@@ -90,7 +91,7 @@ COLUMNS = {
     "random 6": "3dd1f61a773302f8",
     "random 7": "c185618213c8f7d9",
 }
-MEMORY = {
+MEMORY = {  # name of the network, KiB of arena: hash
     ("U-net", None): "b5331a339eecafe9",
     ("low U-net", None): "332536c60d008ebf",
     ("wide U-net", None): "18b77aeb4bce5c85",
@@ -128,15 +129,18 @@ MEMORY = {
 }
 
 
-def digest(data):
-    return hashlib.sha256(data).hexdigest()[:16]
+def digest(model):
+    return hashlib.sha256(write_tflite(model)).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_merged_columns(name):
-    assert digest(merge_columns(NETWORKS[name])) == COLUMNS[name]
+def test_packed_columns(name):
+    model = read_tflite(NETWORKS[name])
+    merge_columns(model)
+    assert digest(model) == COLUMNS[name]
 
 
-@pytest.mark.parametrize(("name", "ram"), MEMORY)
-def test_order_plan_and_strips(name, ram):
-    assert digest(schedule.optimize(NETWORKS[name], ram=ram)) == MEMORY[name, ram]
+@pytest.mark.parametrize(("name", "ram_kib"), MEMORY)
+def test_order_plan_and_strips(name, ram_kib):
+    model = fit_memory(read_tflite(NETWORKS[name]), ram_kib)
+    assert digest(model) == MEMORY[name, ram_kib]
