@@ -1,4 +1,4 @@
-"""Merged columns against the same network as it was, bit for bit on every kind of kernel."""
+"""Packed columns against the same network as it was, bit for bit on every kind of kernel."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,16 @@ from ddunet_keras.litert.model import TFLiteError, operator_name, read_tflite, w
 from ddunet_keras.litert.run import run_litert, run_tflm
 
 
+def rewritten(data):
+    """The file of the model with columns packed."""
+    model = read_tflite(data)
+    merge_columns(model)
+    return write_tflite(model)
+
+
 def merged(data):
     """The rewritten file, which every kind of kernel runs to the same bits."""
-    changed = merge_columns(data)
+    changed = rewritten(data)
     expected = reference(data)
     assert len(np.unique(expected)) > 9
     np.testing.assert_array_equal(reference(changed), expected)
@@ -111,6 +118,16 @@ def test_few_channels_are_concatenated_by_a_convolution():
         assert [1, 8, 16, channels + others] in made(changed, "CONCATENATION")
 
 
+def test_a_copied_concatenation_is_read_by_any_convolution():
+    for size, stride in ((3, 1), (3, 2), (1, 1), (1, 2)):
+        net = Network(2, (8, 16), 4)
+        joined = net.join(net.depthwise(net.source), net.source)
+        twin = net.conv(net.relu(joined), 5, size, stride)
+        total = net.sum(net.conv(joined, 5, size, stride), twin)
+        changed = merged(net.data(total))
+        assert len(made(changed, "CONV_2D")) == 3
+
+
 def dynamic_head(classes=1, shuffled=False, zero_point=0, size=(6, 16), channels=8):
     """Products with a matrix that is computed, one for each of nine taps, and their shifted sum."""
     net = Network(4, size, channels)
@@ -160,7 +177,7 @@ def test_what_is_read_outside_stays_as_it_is():
     (product,) = (o for o in graph.operators if operator_name(model, o) == "BATCH_MATMUL")
     graph.outputs = [*graph.outputs, *product.outputs]
     data = write_tflite(model)
-    changed = merge_columns(data)
+    changed = rewritten(data)
     assert made(changed, "BATCH_MATMUL") == made(data, "BATCH_MATMUL")
     np.testing.assert_array_equal(reference(changed), reference(data))
 
@@ -171,7 +188,7 @@ def test_a_convolution_of_groups_stays_as_it_is():
     options = schema.Conv2DOptionsT(schema.Padding.SAME, 1, 1, 0, 1, 1)
     result = net.add("CONV_2D", [net.source, *net.weights((4, 3, 3, 2), 18, 4)], shape, options)
     data = net.data(result)
-    changed = merge_columns(data)
+    changed = rewritten(data)
     assert made(changed, "CONV_2D") == made(data, "CONV_2D")
     np.testing.assert_array_equal(reference(changed), reference(data))
 
@@ -216,8 +233,8 @@ def crossing(data):
     return sum(shapes[index][1] > 1 for index in given & taken)
 
 
-@pytest.mark.parametrize("branches", [2, 5, 40])  # 40: numbers of more than seven bits
-def test_what_stands_after_a_softmax_waits_for_it(branches):
+def gated_branches(branches):
+    """A sum of branches, each multiplied by the Softmax of an average."""
     net = Network(0, (8, 16), 32)
     source = net.conv(net.source, 32, 1)
     axes = net.graph.constant(np.array([1, 2], np.int32))
@@ -229,7 +246,12 @@ def test_what_stands_after_a_softmax_waits_for_it(branches):
         inputs = [net.depthwise(source), gate]
         product = net.add("MUL", inputs, net.shape(source), schema.MulOptionsT())
         total = net.sum(total, product)
-    data = net.data(total)
+    return net.data(total)
+
+
+@pytest.mark.parametrize("branches", [2, 5, 40])  # 40: numbers of more than seven bits
+def test_what_stands_after_a_softmax_waits_for_it(branches):
+    data = gated_branches(branches)
     assert crossing(data) == branches + 1
     assert crossing(merged(data)) == 1
 
@@ -238,4 +260,4 @@ def test_a_file_of_two_graphs_is_refused():
     model = read_tflite(random_network(0))
     model.subgraphs = model.subgraphs * 2
     with pytest.raises(TFLiteError, match="subgraph"):
-        merge_columns(write_tflite(model))
+        merge_columns(model)

@@ -9,7 +9,10 @@ from ai_edge_litert import schema_py_generated as schema
 from random_tflite import Network, photos, random_network, reference, u_net
 from tiny_tflite import tiny_tflite
 
-from ddunet_keras.litert import schedule, strips
+from ddunet_keras.litert import strips
+from ddunet_keras.litert.arena import plan
+from ddunet_keras.litert.cleanup import strip_names
+from ddunet_keras.litert.memory import memory_profile, persistent_bytes
 from ddunet_keras.litert.model import (
     TFLiteError,
     constant,
@@ -17,7 +20,9 @@ from ddunet_keras.litert.model import (
     read_tflite,
     write_tflite,
 )
+from ddunet_keras.litert.order import reorder, search_order
 from ddunet_keras.litert.run import run_tflm
+from ddunet_keras.litert.schedule import fit_memory
 
 # === Strips ===
 
@@ -29,16 +34,16 @@ def test_any_region_in_any_number_of_strips_gives_the_same_bits(seed):
     assert len(np.unique(expected)) > 9
     model = read_tflite(data)
     count = len(model.subgraphs[0].operators)
-    live = schedule.memory_profile(model).live
+    live = memory_profile(model).live
     found = strips.candidates(model, range(count), range(1, count + 1), [True] * count, lambda _: 0)
-    assert len({len(candidate.windows) for candidate in found}) > 3
+    assert len({len(candidate.strips) for candidate in found}) > 3
     random = np.random.default_rng(seed)
     for candidate in random.permutation(np.array(found, object))[:8]:
         changed = copy.deepcopy(model)
         strips.apply(changed, [candidate])
-        schedule.strip_names(changed)
+        strip_names(changed)
         np.testing.assert_array_equal(reference(write_tflite(changed)), expected)
-        peak = schedule.memory_profile(changed).peak
+        peak = memory_profile(changed).peak
         rest = live[: candidate.start] + live[candidate.stop :]
         assert peak <= max([candidate.peak, *rest]) + 16 * len(changed.subgraphs[0].tensors)
 
@@ -94,7 +99,7 @@ def test_the_order_found_is_the_best_of_all():
             return worst
 
         least = min(map(peak, itertools.permutations(range(count))))
-        order, found = schedule.search_order(reads, writes, sizes, ["image"], kept)
+        order, found = search_order(reads, writes, sizes, ["image"], kept)
         assert found == peak(order) == least
 
 
@@ -102,7 +107,7 @@ def test_the_search_gives_up_where_it_is_told_to():
     reads = [["image"]] * 6
     writes = [[f"t{number}"] for number in range(6)]
     sizes = {f"t{number}": 1 + number for number in range(6)}
-    assert schedule.search_order(reads, writes, sizes, ["image"], sizes, max_states=3) is None
+    assert search_order(reads, writes, sizes, ["image"], sizes, max_states=3) is None
 
 
 # === Arena ===
@@ -112,7 +117,7 @@ def run_in_planned_arena(data):
     """Paints the arena as the operators of a file would; every read must find what was written."""
     model = read_tflite(data)
     graph = model.subgraphs[0]
-    profile = schedule.memory_profile(model)
+    profile = memory_profile(model)
     assert set(profile.offsets) == set(profile.sizes)
     assert all(offset % 16 == 0 for offset in profile.offsets.values())
     arena = np.zeros((profile.planned, 2), np.int64)  # who wrote a byte, and its number
@@ -151,16 +156,16 @@ def run_in_planned_arena(data):
 @pytest.mark.parametrize("seed", range(6))
 def test_nothing_overwrites_what_is_still_read(seed):
     model = read_tflite(random_network(seed))
-    schedule.reorder(model)
+    reorder(model)
     count = len(model.subgraphs[0].operators)
     found = strips.candidates(model, range(count), range(1, count + 1), [True] * count, lambda _: 0)
     random = np.random.default_rng(seed)
     for candidate in random.permutation(np.array(found, object))[:5]:
         changed = copy.deepcopy(model)
         strips.apply(changed, [candidate])
-        schedule.strip_names(changed)
-        total = schedule.plan(changed, rounds=30)
-        profile = schedule.memory_profile(changed)
+        strip_names(changed)
+        total = plan(changed, rounds=30)
+        profile = memory_profile(changed)
         assert profile.peak <= profile.planned == total
         run_in_planned_arena(write_tflite(changed))
 
@@ -170,7 +175,7 @@ def test_the_profile_counts_what_lives():
     x = net.conv(net.source, 4, 1)
     y = net.conv(x, 8, 1)
     z = net.conv(x, 4, 1)
-    profile = schedule.memory_profile(read_tflite(net.data(net.join(y, z))))
+    profile = memory_profile(read_tflite(net.data(net.join(y, z))))
     assert profile.live == [2048, 3072, 4096, 6144]
     assert profile.peak == 6144 and profile.peak_operator == 3
     assert profile.names == ["CONV_2D"] * 3 + ["CONCATENATION"]
@@ -179,11 +184,11 @@ def test_the_profile_counts_what_lives():
 
 
 def test_a_plan_of_another_graph_is_no_plan():
-    model = read_tflite(schedule.optimize(u_net((16, 16))))
-    assert schedule.memory_profile(model).planned > 0
+    model = fit_memory(read_tflite(u_net((16, 16))))
+    assert memory_profile(model).planned > 0
     for data in (None, np.zeros(7, np.uint8), np.zeros(400, np.uint8)):
         model.buffers[model.metadata[-1].buffer].data = data
-        assert schedule.memory_profile(model).planned is None
+        assert memory_profile(model).planned is None
 
 
 # === All passes ===
@@ -192,20 +197,20 @@ def test_a_plan_of_another_graph_is_no_plan():
 def test_a_whole_network_keeps_its_bits_in_less_memory():
     data = u_net()
     expected = reference(data)
-    plain, before = run_tflm(data, photos(data))
-    np.testing.assert_array_equal(plain, expected)
+    outputs, before = run_tflm(data, photos(data))
+    np.testing.assert_array_equal(outputs, expected)
     totals = [before["total"]]
-    least = schedule.memory_profile(read_tflite(schedule.optimize(data))).peak
+    least = memory_profile(fit_memory(read_tflite(data))).peak
     for ram in (None, before["total"] / 1024 * 0.8):
-        small = schedule.optimize(data, ram=ram)
+        small = write_tflite(fit_memory(read_tflite(data), ram))
         assert ram is not None or len(small) < len(data)
         np.testing.assert_array_equal(reference(small), expected)
         outputs, arena = run_tflm(small, photos(data))
         np.testing.assert_array_equal(outputs, expected)
         run_in_planned_arena(small)
-        profile = schedule.memory_profile(read_tflite(small))
+        profile = memory_profile(read_tflite(small))
         assert arena["head"] == profile.planned
-        estimate = schedule.records(read_tflite(small))
+        estimate = persistent_bytes(read_tflite(small))
         assert 0 <= estimate - arena["tail"] < 0.05 * estimate
         assert ram is None or arena["total"] <= ram * 1024
         totals.append(arena["total"])
@@ -222,7 +227,7 @@ def test_names_and_unused_parts_go_and_equal_constants_become_one():
     model.buffers.append(schema.BufferT(np.frombuffer(b"1.2.3", np.uint8)))
     ends = [graph.tensors[index].name for index in graph.inputs + graph.outputs]
     sizes = [constant(model, graph, i) for i in range(len(graph.tensors))]
-    schedule.strip_names(model)
+    strip_names(model)
     small = read_tflite(write_tflite(model))
     graph = small.subgraphs[0]
     assert [graph.tensors[i].name for i in graph.inputs + graph.outputs] == ends
@@ -236,17 +241,17 @@ def test_names_and_unused_parts_go_and_equal_constants_become_one():
 
 def test_a_budget_out_of_reach_says_what_is_in_reach():
     with pytest.raises(TFLiteError, match=r"needs about \d+ KiB at least, 4 were asked for"):
-        schedule.optimize(u_net((16, 16)), ram=4)
+        fit_memory(read_tflite(u_net((16, 16))), ram_kib=4)
 
 
 @pytest.mark.parametrize("ram", [0, -1, float("nan")])
 def test_a_budget_must_be_positive(ram):
-    with pytest.raises(ValueError, match="Received: ram="):
-        schedule.optimize(tiny_tflite(), ram=ram)
+    with pytest.raises(ValueError, match="Received: ram_kib="):
+        fit_memory(read_tflite(tiny_tflite()), ram_kib=ram)
 
 
 def test_several_subgraphs_are_refused():
     model = read_tflite(tiny_tflite())
     model.subgraphs = model.subgraphs * 2
     with pytest.raises(TFLiteError, match="2 subgraphs"):
-        schedule.optimize(write_tflite(model))
+        fit_memory(model)

@@ -1,25 +1,23 @@
-"""Rewrites an int8 `.tflite` for the kernels of CPUs, without changing one output bit.
+"""Rewrites an int8 model for the kernels of CPUs (XNNPACK), without changing one output bit.
 
-XNNPACK computes 16 channels of a position at a time, and a map of 8 leaves half of that idle. In
-memory the columns of a row lie one behind another, channels first: a map (1, h, w, c) is as well
-one of (1, h, w / n, n c), whose channels are those of n neighbouring columns, without a byte moved.
-So a convolution becomes one of such maps, with the same weights at other places and zeros. A
-depthwise one does where n divides its dilation; elsewhere it reads copies of its input that lie
-side by side.
+XNNPACK computes 16 channels of a position at a time. A feature map of 8 channels leaves half of
+that idle. So neighbouring columns are packed into one column of more channels
+(`ddunet_keras.litert.packing`), and each operator is replaced by one that computes the same values
+there, with the same weights at other places:
 
-What XNNPACK copies pixel by pixel is copied by rows or as a whole: PAD becomes one of rows, unless
-it is part of the convolution behind it, and a concatenation of channels becomes one of rows below
-each other, which a convolution with a tap in each part reads, be it the one that reads it anyway or
-one that copies.
+    operator                       becomes
+    convolution                    a convolution of packed columns
+    depthwise convolution          one of packed columns, where these divide its dilation;
+                                   else one of copies that lie side by side
+    concatenation of channels      one of rows below each other, which costs no copying pixel by
+                                   pixel, for a convolution with one tap in each part
+    PAD                            one of whole rows
+    dynamic convolution            products of packed columns, one plane for each row of taps
+    elementwise operators          the same, in the form in which the first input was computed
+    RESHAPE                        nothing: the bytes are those of every form
 
-XNNPACK has no int8 Softmax. What can be computed before one LiteRT gives it in one piece: so the
-maps of all branches, which have left the cache when the Softmax has their weights. Here the file
-says that what stands after a Softmax waits for it.
-
-What is done is chosen by its cost, measured on one thread of an x86 with AVX512-VNNI. Arm needs
-fewer instructions, too: `tools/benchmark_arm.py`.
-
-Imports neither TensorFlow nor Keras.
+How many columns an operator packs, and whether it is replaced at all, is decided by its cost
+(`ddunet_keras.litert.packing_cost`). What is not replaced gets unpacked inputs.
 """
 
 from __future__ import annotations
@@ -30,473 +28,484 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.model import (
-    add_constant,
-    add_operator,
-    add_tensor,
-    constant,
-    operator_name,
-    read_tflite,
-    set_metadata,
-    write_tflite,
+from ddunet_keras.litert.cleanup import strip_names
+from ddunet_keras.litert.control_dependencies import wait_for_softmax
+from ddunet_keras.litert.model import add_operator, operator_name
+from ddunet_keras.litert.packing import Forms, Packing
+from ddunet_keras.litert.packing_cost import (
+    CHUNK_COST,
+    COPY_COST,
+    WORTHWHILE,
+    cheapest,
+    convolution_cost,
+    depthwise_cost,
+    packed_kernel_width,
 )
-from ddunet_keras.litert.schedule import only_graph, strip_names
-from ddunet_keras.litert.strips import ELEMENTWISE
-
-# costs are those of a pixel, in products of one value with the weights of 16 filters: some 0.07 ns
-LANES = 16
-"""Channels that a kernel computes at a time."""
-COPY = 0.7
-"""Cost of a byte that is copied with others."""
-CHUNK = 40.0
-"""Cost of each part of a concatenation of channels."""
-POSITION = 40
-"""Cost of a convolution at a position, beside its products."""
-DEPTHWISE = 15, 105
-"""Cost of a depthwise 3x3 convolution at a position, and for each 16 channels there."""
-COLUMNS = (2, 4, 8, 16)
-"""Numbers of neighbouring columns that are tried."""
-GAIN = 0.9
-"""Share of the cost as it was that what replaces it must not exceed."""
-
-CONTROL = b"model_control_dependencies"
-"""Name of the metadata with pairs of operators, the second of which waits for the first."""
+from ddunet_keras.litert.rows import ELEMENTWISE
 
 
-def merge_columns(data) -> bytes:
-    """A `.tflite` that computes the same, bit for bit, faster on XNNPACK.
+def merge_columns(model: schema.ModelT) -> None:
+    """Makes a model faster on XNNPACK, in place; it computes the same, bit for bit.
+
+    Three passes: `pack_columns`, `strip_names` for what is no longer used, and `wait_for_softmax`,
+    which counts operators and so comes last.
 
     Args:
-        data: bytes of an int8 `.tflite` with one subgraph and fixed shapes.
+        model: int8 `ModelT` as `read_tflite` gives it, with one subgraph and fixed shapes.
 
     Raises:
-        TFLiteError: the file is unsound.
+        TFLiteError: it has several subgraphs.
     """
-    model = read_tflite(data)
-    _Merge(model).run()
+    pack_columns(model)
     strip_names(model)
-    _wait_for_softmax(model)
-    return write_tflite(model)
+    wait_for_softmax(model)
 
 
-def _wait_for_softmax(model):
-    """Has LiteRT compute what stands after a Softmax after it. The numbers of operators are those
-    of the file as it is, so this comes last.
+def pack_columns(model: schema.ModelT) -> None:
+    """Replaces the operators of a model by ones of packed columns, in place."""
+    packing = Packing(model)
+    for operator in packing.graph.operators:
+        _rewrite(packing, operator)
+    for index in packing.graph.outputs:
+        packing.packed(index, 1)
+    packing.graph.operators = packing.operators
 
-    Source of the format: `metadata_util.cc` of TensorFlow Lite, version 1.
+
+def _rewrite(packing: Packing, operator):
+    """Adds what replaces an operator, or itself with unpacked inputs."""
+    if len(operator.outputs) == 1 and operator.inputs:
+        if operator.outputs[0] in packing.forms:
+            return  # the convolution behind a dynamic one's products, which were replaced together
+        rewrite = REWRITES.get(operator_name(packing.model, operator))
+        if rewrite and packing.is_feature_map(operator.inputs[0]) and rewrite(packing, operator):
+            return
+    operator.inputs = [index if index < 0 else packing.packed(index) for index in operator.inputs]
+    packing.operators.append(operator)
+
+
+# === Rewrites: each returns whether it replaced the operator ===
+
+
+def convolution(packing: Packing, operator) -> bool:
+    """A convolution whose output is as large as its input.
+
+    For 3 taps and 4 columns packed. A row is padded so that the taps of the first column begin with
+    the first packed one:
+
+        row                   | a b c d | e f g h |
+        padded row            | . a b c | d e f g | h . . . |
+        reads the output a      . a b
+                     of b         a b c
+                        c           b c   d
+                        d             c   d e
+
+        kernel of the output a  x x x .   . . . .     Four times the filters, each with
+                             b  . x x x   . . . .     the same weights at another place;
+                             c  . . x x   x . . .     the dots are zeros.
+                             d  . . . x   x x . .
     """
-    graph, edges, found, sources = only_graph(model), [], set(), {}
-    for number, operator in enumerate(graph.operators):
-        waits = set().union(*(sources.get(index, ()) for index in operator.inputs))
-        edges += [(softmax, number) for softmax in sorted(found - waits)]
-        if operator_name(model, operator) == "SOFTMAX":
-            found.add(number)
-            waits.add(number)
-        sources |= dict.fromkeys(operator.outputs, waits)
-    if edges:  # version, number of graphs, of pairs, and those, as signed numbers: doubled
-        numbers = [1, 1, len(edges), *(2 * number for edge in edges for number in edge)]
-        set_metadata(model, CONTROL, b"".join(map(_varint, numbers)))
-
-
-def _varint(number):
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
-    more, low = divmod(number, 128)
-    return bytes([low | 128]) + _varint(more) if more else bytes([low])
-
-
-def _up(value, multiple):
-    return -(-value // multiple) * multiple
-
-
-def _groups(count, width):
-    """How many merged columns a kernel of `width` columns reads, for `count` columns at once."""
-    return -(-(count + width - 1) // count)
-
-
-def _convolution(count, kernel, filters):
-    """Cost with `count` columns merged of a convolution whose kernel is (h, w, channels)."""
-    h, w, channels = kernel
-    products = h * _groups(count, w) * _up(count * channels, 8)
-    cost = (products + POSITION) * _up(count * filters, LANES) / LANES / count
-    return cost + (COPY * channels if w > 1 and count > 1 else 0)
-
-
-def _depthwise(count, rate, channels):
-    """Cost with `count` columns merged of a depthwise 3x3 convolution whose dilation is `rate`."""
-    position, lanes = DEPTHWISE
-    cost = (position + lanes * _up(count * channels, LANES) / LANES) / count
-    return cost + (5 * COPY * channels if rate % count else 0)
-
-
-def _cheapest(width, cost):
-    """Number of merged columns, of those that divide the width, that costs the least, and cost."""
-    costs = {count: cost(count) for count in (1, *COLUMNS) if width % count == 0}
-    best = min(costs, key=costs.get)
-    best = best if costs[best] <= GAIN * costs[1] else 1
-    return best, costs[best]
-
-
-class _Merge:
-    """Rewrites a model's operators one by one.
-
-    `forms`: index of a tensor of the model given -> {n: index of its form with n columns merged},
-    the one that is computed first. `stacks`: index of a concatenation that is left to its reader ->
-    its parts.
-    """
-
-    def __init__(self, model):
-        self.model, self.graph = model, only_graph(model)
-        self.operators, self.forms, self.stacks, self.readers = [], {}, {}, {}
-        for operator in self.graph.operators:
-            for index in operator.inputs:
-                self.readers.setdefault(index, []).append(operator)
-
-    def run(self):
-        for operator in self.graph.operators:
-            self.rewrite(operator, operator_name(self.model, operator))
-        for index in self.graph.outputs:
-            self.form(index)
-        self.graph.operators = self.operators
-
-    # === Tensors and operators ===
-
-    def shape(self, index):
-        return tuple(self.graph.tensors[index].shape)
-
-    def value(self, index):
-        return constant(self.model, self.graph, index)
-
-    def moving(self, index):
-        """Whether a tensor is computed, and a map of one image."""
-        if index < 0 or self.value(index) is not None:
-            return False
-        return len(self.shape(index)) == 4 and self.shape(index)[0] == 1
-
-    def reader(self, index, name):
-        """The only operator that reads a tensor, where it is of this kind; else None."""
-        readers = self.readers.get(index, ())
-        if index in self.graph.outputs or len(readers) != 1:
-            return None
-        return readers[0] if operator_name(self.model, readers[0]) == name else None
-
-    def tensor(self, like, shape):
-        return add_tensor(self.graph, like, shape)
-
-    def merged(self, index, count):
-        """A new tensor, or this one, of its shape with `count` columns merged."""
-        _, h, w, c = self.shape(index)
-        return index if count == 1 else self.tensor(index, (1, h, w // count, count * c))
-
-    def constant(self, array, quantization=None):
-        return add_constant(self.model, self.graph, array, quantization)
-
-    def repeated(self, array, like, count):
-        """A constant with the scales of tensor `like` for each of `count` columns."""
-        quantization = copy.copy(self.graph.tensors[like].quantization)
-        if len(quantization.scale) > 1:
-            quantization.scale = np.tile(quantization.scale, count)
-            quantization.zeroPoint = np.tile(quantization.zeroPoint, count)
-        return self.constant(array, quantization)
-
-    def add(self, name, inputs, output, options=None):
-        self.operators.append(add_operator(self.model, name, inputs, [output], options))
-        return output
-
-    def reshape(self, source, target):
-        shape = self.shape(target)
-        options = schema.ReshapeOptionsT(list(shape))
-        return self.add("RESHAPE", [source, self.constant(np.int32(shape))], target, options)
-
-    def native(self, index):
-        """(n, tensor) of the form in which a tensor is computed; n is None where it is a reshaped
-        one."""
-        return next(iter(self.forms.get(index, {1: index}).items()))
-
-    def source(self, index):
-        """The form to reshape: the first one that was. XNNPACK moves nothing where a reshape is the
-        only reader, so the others are better made from its result."""
-        return list(self.forms.get(index, {1: index}).values())[:2][-1]
-
-    def form(self, index, count=1):
-        """The tensor with `count` columns merged."""
-        forms = self.forms.setdefault(index, {1: index})
-        if count not in forms:
-            forms[count] = self.reshape(self.source(index), self.merged(index, count))
-        return forms[count]
-
-    def put(self, operator, inputs, count=1, **options):
-        """The operator with other inputs and options, its output with `count` columns merged."""
-        (output,) = operator.outputs
-        new = copy.copy(operator)
-        new.inputs, new.outputs = inputs, [self.merged(output, count)]
-        if options:
-            new.builtinOptions = copy.copy(operator.builtinOptions)
-            vars(new.builtinOptions).update(options)
-        self.forms[output] = {count: new.outputs[0]}
-        self.operators.append(new)
+    source, kernel = operator.inputs[:2]
+    if not _is_packable(packing, operator):
+        return False
+    weights, options = packing.constant_value(kernel), operator.builtinOptions
+    filters, h, w, channels = weights.shape
+    if h == w == 1 and source in packing.stacks:
+        return convolution_of_stack(packing, operator)
+    if h % 2 == 0 or w % 2 == 0 or (w > 1 and options.dilationWFactor > 1):
+        return False
+    width = packing.shape(source)[2]
+    columns, _ = cheapest(width, lambda n: convolution_cost(n, (h, w, channels), filters))
+    if columns == 1:
+        return False
+    if h == w == 1:
+        _convolve(packing, operator, packing.packed(source, columns), weights, columns)
         return True
+    window = _padded_window(packing, source, options.dilationHFactor * (h // 2), w, columns)
+    _convolve(packing, operator, window, weights, columns, padding=schema.Padding.VALID)
+    return True
 
-    def padded(self, index, above, below, left, right):
-        """A map with padding as one of whole rows: (1, rows, 1, values)."""
-        _, h, w, c = self.shape(index)
-        pads = self.constant(np.int32([[0, 0], [above, below], [0, 0], [left * c, right * c]]))
-        shape = (1, above + h + below, 1, (left + w + right) * c)
-        inputs = [self.form(index, w), pads]
-        return self.add("PAD", inputs, self.tensor(index, shape), schema.PadOptionsT())
 
-    def part(self, source, start, shape):
-        """Values of this shape, from the last axis's value `start` on."""
-        begin = self.constant(np.int32([0, 0, 0, start]))
-        inputs = [source, begin, self.constant(np.int32(shape))]
-        return self.add("SLICE", inputs, self.tensor(source, shape), schema.SliceOptionsT())
+def convolution_of_stack(packing: Packing, operator) -> bool:
+    """A 1x1 convolution of feature maps that lie below each other, in place of side by side.
 
-    def window(self, index, above, width, count):
-        """A map with merged columns and the padding that a kernel of so many columns asks for."""
-        _, h, w, c = self.shape(index)
-        left, more = width // 2, _groups(count, width) - 1
-        padded = self.padded(index, above, above, left, count * more - left)
-        shape = (1, h + 2 * above, w // count + more, count * c)
-        return self.reshape(padded, self.tensor(index, shape))
+    concatenation of channels             below each other
+    | A B | A B | A B |                   | A | A | A |     <- first tap
+    | A B | A B | A B |                   | A | A | A |
+                                          | B | B | B |     <- second tap, dilation: height of A
+                                          | B | B | B |
+    kernel 1x1, channels of A and B       kernel 2x1, channels of A
+    """
+    source, kernel = operator.inputs[:2]
+    parts = packing.stacks[source]
+    weights = packing.constant_value(kernel)
+    filters = len(weights)
+    weights = weights.reshape(filters, len(parts), 1, -1)
+    _, rows, width, _ = packing.shape(source)
+    columns, _ = cheapest(width, lambda n: convolution_cost(n, weights.shape[1:], filters))
+    stack = _stacked(packing, parts, columns)
+    options = {"padding": schema.Padding.VALID, "dilationHFactor": rows}
+    _convolve(packing, operator, stack, weights, columns, **options)
+    return True
 
-    def kernel(self, whole, like, count):
-        """A convolution's kernel (filters, h, w, channels), for `count` merged columns, whose taps
-        begin w // 2 columns to the left."""
-        filters, h, w, channels = whole.shape
-        groups = _groups(count, w)
-        merged = np.zeros((count, filters, h, groups, count, channels), np.int8)
-        for column, tap in np.ndindex(count, w):
-            group, member = divmod(column + tap, count)
-            merged[column, :, :, group, member] = whole[:, :, tap]
-        return self.repeated(merged.reshape(count * filters, h, groups, -1), like, count)
 
-    def biases(self, indices, count):
-        return [self.repeated(np.tile(self.value(i), count), i, count) for i in indices]
+def concatenation(packing: Packing, operator) -> bool:
+    """A concatenation of channels, which XNNPACK copies pixel by pixel.
 
-    def convolve(self, operator, source, whole, count, **options):
-        """Puts a convolution of a tensor as it is, with the kernel `whole`, not yet merged."""
-        _, kernel, *bias = operator.inputs
-        inputs = [source, self.kernel(whole, kernel, count), *self.biases(bias, count)]
-        return self.put(operator, inputs, count, **options)
+    It is left to the 1x1 convolution that consumes it, or done by one that copies: with ones on the
+    diagonal, where that is cheaper. Both read the parts below each other (`convolution_of_stack`).
+    """
+    parts, output = operator.inputs, operator.outputs[0]
+    options, tensor = operator.builtinOptions, packing.graph.tensors[output]
+    shape = packing.shape(parts[0])
+    if options.axis % 4 != 3 or options.fusedActivationFunction or len(parts) < 2:
+        return False
+    if tensor.type != schema.TensorType.INT8:
+        return False
+    if not all(packing.is_feature_map(i) and packing.shape(i) == shape for i in parts):
+        return False
 
-    # === Which operator becomes what ===
-
-    def rewrite(self, operator, name):
-        first = operator.inputs[0] if operator.inputs else -1
-        done = operator.outputs[0] in self.forms
-        if not done and len(operator.outputs) == 1 and self.moving(first):
-            output = self.shape(operator.outputs[0])
-            if name == "CONV_2D":
-                done = self.simple(operator) and self.convolution(operator)
-            elif name == "DEPTHWISE_CONV_2D":
-                done = self.simple(operator) and self.depthwise(operator)
-            elif name == "CONCATENATION":
-                done = self.concatenation(operator)
-            elif name == "PAD":
-                done = self.pad(operator)
-            elif name == "BATCH_MATMUL":
-                done = self.products(operator)
-            elif name in ELEMENTWISE and name != "SOFTMAX":
-                whole = [i for i in operator.inputs if i >= 0 and math.prod(self.shape(i)) > 1]
-                if all(self.moving(i) and self.shape(i) == output for i in whole):
-                    count = self.native(first)[0] or 1
-                    inputs = [self.form(i, count) if i in whole else i for i in operator.inputs]
-                    done = self.put(operator, inputs, count)
-            elif name == "RESHAPE" and self.moving(operator.outputs[0]):
-                # the bytes are the same in every form
-                self.forms[operator.outputs[0]] = {None: self.source(first)}
-                done = True
-        if not done:
-            operator.inputs = [i if i < 0 else self.form(i) for i in operator.inputs]
-            self.operators.append(operator)
-
-    def simple(self, operator):
-        """Whether a convolution has constant int8 weights, an output of the input's size and, for
-        each filter, weights for all channels or, depthwise, for its own."""
-        values = [self.value(index) for index in operator.inputs[1:]]
-        options, shape = operator.builtinOptions, self.shape(operator.inputs[0])
-        return (
-            all(value is not None for value in values)
-            and values[0].dtype == np.int8
-            and values[0].shape[3] == shape[3]
-            and (options.strideW, options.strideH) == (1, 1)
-            and shape[:3] == self.shape(operator.outputs[0])[:3]
-        )
-
-    # === The rewritten operators: each returns whether it was ===
-
-    def convolution(self, operator):
-        source, kernel = operator.inputs[:2]
-        whole, options = self.value(kernel), operator.builtinOptions
-        parts = self.stacks.get(source, [source])
-        if len(parts) > 1:  # a tap in each
-            whole = whole.reshape(len(whole), len(parts), 1, -1)
-        filters, h, w, channels = whole.shape
-        _, rows, columns, _ = self.shape(source)
-        even = h % 2 == 0 or w % 2 == 0
-        if len(parts) == 1 and (even or (w > 1 and options.dilationWFactor > 1)):
-            return False
-        count, _ = _cheapest(columns, lambda n: _convolution(n, (h, w, channels), filters))
-        if count == 1 and len(parts) == 1:
-            return False
-        changed = {"padding": schema.Padding.VALID}
-        if len(parts) > 1:
-            source = self.stacked(parts, count)
-            changed["dilationHFactor"] = rows
-        elif (h, w) == (1, 1):
-            source, changed = self.form(source, count), {}
-        else:
-            source = self.window(source, options.dilationHFactor * (h // 2), w, count)
-        return self.convolve(operator, source, whole, count, **changed)
-
-    def stacked(self, parts, count):
-        """Maps of one shape below each other."""
-        _, h, w, c = self.shape(parts[0])
-        like = w if any(w in self.forms.get(index, ()) for index in parts) else count
-        inputs = [self.form(index, like) for index in parts]
-        rows = self.tensor(parts[0], (1, len(parts) * h, w // like, like * c))
-        self.add("CONCATENATION", inputs, rows, schema.ConcatenationOptionsT(1, 0))
-        if like == count:
-            return rows
-        shape = (1, len(parts) * h, w // count, count * c)
-        return self.reshape(rows, self.tensor(parts[0], shape))
-
-    def concatenation(self, operator):
-        parts, (output,) = operator.inputs, operator.outputs
-        if (
-            operator.builtinOptions.axis % 4 != 3
-            or operator.builtinOptions.fusedActivationFunction
-            or len(parts) < 2
-            or self.graph.tensors[output].type != schema.TensorType.INT8
-            or not all(self.moving(i) and self.shape(i) == self.shape(parts[0]) for i in parts)
-        ):
-            return False
-        reader = self.reader(output, "CONV_2D")
-        if reader and self.simple(reader) and self.shape(reader.inputs[1])[1:3] == (1, 1):
-            self.stacks[output] = parts
+    consumer = packing.only_consumer(output, "CONV_2D")
+    if consumer and _is_packable(packing, consumer):
+        is_1x1 = packing.shape(consumer.inputs[1])[1:3] == (1, 1)
+        if is_1x1:
+            packing.stacks[output] = parts
             return True
-        _, _, w, c = self.shape(parts[0])
-        kernel, filters = (len(parts), 1, c), len(parts) * c
-        _, cost = _cheapest(w, lambda n: _convolution(n, kernel, filters))
-        if cost + COPY * filters > GAIN * CHUNK * len(parts):
-            return False
-        # by a convolution with ones
-        step = self.graph.tensors[output].quantization.scale[0]
-        values = np.eye(filters, dtype=np.int8)[:, None, None], np.zeros(filters, np.int32)
-        weights = []
-        for value, scale in zip(values, (1.0, step), strict=True):
-            quantization = schema.QuantizationParametersT()
-            quantization.scale = np.full(filters, scale, "float32")
-            quantization.zeroPoint = np.zeros(filters, "int64")
-            quantization.quantizedDimension = 0
-            weights.append(self.constant(value, quantization))
-        self.stacks[output] = parts
-        options = schema.Conv2DOptionsT(schema.Padding.VALID, 1, 1, 0, 1, 1)
-        inputs = [output, *weights]
-        return self.convolution(add_operator(self.model, "CONV_2D", inputs, [output], options))
 
-    def depthwise(self, operator):
-        source, kernel, *bias = operator.inputs
-        options = operator.builtinOptions
-        _, h, w, c = self.shape(source)
-        if self.shape(kernel)[1:3] != (3, 3):
-            return False
-        rate, across = options.dilationHFactor, options.dilationWFactor
-        count, _ = _cheapest(w, lambda n: _depthwise(n, across, c))
-        if count == 1:
-            return False
-        kernel = self.repeated(np.tile(self.value(kernel), count), kernel, count)
-        bias = self.biases(bias, count)
-        if across % count == 0:
-            inputs = [self.form(source, count), kernel, *bias]
-            return self.put(operator, inputs, count, dilationWFactor=across // count)
-        # copies of each row side by side, so far apart that from one tap's place in its copy to the
-        # next one's in the next are whole merged columns
-        padded, more = self.padded(source, rate, rate, across, across), -3 * across % count * c
-        copies = [padded] * 3
-        if more:  # of any values
-            gap = self.part(padded, 0, (1, h + 2 * rate, 1, more))
-            copies = [padded, gap, padded, gap, padded]
-        width = sum(self.shape(i)[3] for i in copies) // c
-        rows = self.tensor(source, (1, h + 2 * rate, 1, width * c))
-        self.add("CONCATENATION", copies, rows, schema.ConcatenationOptionsT(3, 0))
-        shape = (1, h + 2 * rate, width // count, count * c)
-        rows = self.reshape(rows, self.tensor(source, shape))
-        changed = {"padding": schema.Padding.VALID, "dilationWFactor": (width - w) // 2 // count}
-        return self.put(operator, [rows, kernel, *bias], count, **changed)
+    _, _, width, channels = shape
+    filters, kernel = len(parts) * channels, (len(parts), 1, channels)
+    _, cost = cheapest(width, lambda n: convolution_cost(n, kernel, filters))
+    if cost + COPY_COST * filters > WORTHWHILE * CHUNK_COST * len(parts):
+        return False
+    packing.stacks[output] = parts
+    return convolution_of_stack(packing, _copying_convolution(packing, output, filters))
 
-    def products(self, operator):
-        """A dynamic 3x3 convolution: a product with a computed matrix, for each tap, and a sum of
-        shifted products. Each row of taps gets a plane, so that the sum reads it alone."""
-        (left, right), (output,) = operator.inputs, operator.outputs
-        reshape = self.reader(output, "RESHAPE")
-        reader = reshape and self.reader(reshape.outputs[0], "CONV_2D")
-        if not reader or not self.simple(reader) or not self.moving(right):
-            return False
-        kernel, options = self.value(reader.inputs[1]), reader.builtinOptions
-        (_, h, w, taps), channels = self.shape(reader.inputs[0]), self.shape(right)[2]
-        if (
-            kernel.shape[1:3] != (3, 3)
-            or taps % 3
-            or (options.dilationHFactor, options.dilationWFactor) != (1, 1)
-            or operator.builtinOptions.adjX
-            or operator.builtinOptions.adjY
-            or self.shape(left) != (1, 1, h * w, channels)
-            or self.shape(right) != (1, 1, channels, taps)
-            or self.graph.tensors[right].quantization.zeroPoint[0] != 0  # which pads it
-        ):
-            return False
-        across, filters = taps // 3, len(kernel)
-        planes = kernel.reshape(filters, 3, 3, 3, across)  # (filters, h, w, plane, channels)
-        own = np.stack([planes[:, row, :, row] for row in range(3)], 1)
-        if np.count_nonzero(own) != np.count_nonzero(kernel):
-            return False
-        count, cost = _cheapest(w, lambda n: 3 * _convolution(n, (1, 1, channels), across))
-        columns, summing = _cheapest(w, lambda n: _convolution(n, (3, 3, across), filters))
-        _, before = _cheapest(w, lambda n: _convolution(n, (3, 3, taps), filters))
-        if cost + summing > GAIN * (before + _convolution(1, (1, 1, channels), taps)):
-            return False
-        size = count * across
 
-        def small(name, inputs, shape, options):
-            return self.add(name, inputs, self.tensor(right, shape), options)
+def depthwise(packing: Packing, operator) -> bool:
+    """A depthwise 3x3 convolution, its weights repeated for each of the columns packed.
 
-        def wider(source, more):
-            shape = list(self.shape(source))
-            shape[3] += more
-            pads = self.constant(np.int32([[0, 0]] * 3 + [[0, more]]))
-            return small("PAD", [source, pads], shape, schema.PadOptionsT())
+    With dilation 2 and 2 columns packed, each tap lies a whole packed column beside the next:
 
-        def join(parts, axis):
-            shape = list(self.shape(parts[0]))
-            shape[axis] *= len(parts)
-            return small("CONCATENATION", parts, shape, schema.ConcatenationOptionsT(axis, 0))
+        row                     | a b | c d | e f |
+        reads the output c        a     c     e          dilation 1 of packed columns
+                     and d          b     d     f
 
-        whole, shape = self.form(right), (1, 1, channels, across)
-        rows = [self.part(whole, row * across, shape) for row in range(3)]
-        matrix = wider(join(rows, 1), size - across)
-        # block after block on the diagonal
-        matrix = self.reshape(matrix, self.tensor(right, (1, 3, 1, channels * size)))
-        matrix = join([wider(matrix, across)] * count, 3)
-        matrix = self.part(matrix, 0, (1, 3, 1, count * channels * size))
-        matrix = self.reshape(matrix, self.tensor(right, (1, 3, count * channels, size)))
-        shape = (1, 1, h * w // count, count * channels)
-        source = self.reshape(self.source(left), self.tensor(left, shape))
-        new = copy.copy(operator)
-        new.inputs = [source, matrix]
-        new.outputs = [self.tensor(output, (1, 3, h * w // count, size))]
-        self.operators.append(new)
-        stack = self.tensor(output, (1, 3 * h, w, across))
-        self.forms[stack] = {None: new.outputs[0]}
-        source = self.window(stack, 1, 3, columns)
-        changed = {"padding": schema.Padding.VALID, "dilationHFactor": h + 1}
-        return self.convolve(reader, source, own, columns, **changed)
+    Where the columns packed do not divide the dilation: see `_side_by_side`.
+    """
+    source, kernel, *bias = operator.inputs
+    options = operator.builtinOptions
+    if not _is_packable(packing, operator) or packing.shape(kernel)[1:3] != (3, 3):
+        return False
+    _, _, width, channels = packing.shape(source)
+    dilation = options.dilationWFactor
+    columns, _ = cheapest(width, lambda n: depthwise_cost(n, dilation, channels))
+    if columns == 1:
+        return False
+    weights = [_repeated(packing, index, columns) for index in (kernel, *bias)]
+    if dilation % columns == 0:
+        changed = {"dilationWFactor": dilation // columns}
+        packed = packing.packed(source, columns)
+    else:
+        packed, distance = _side_by_side(packing, operator, columns)
+        changed = {"padding": schema.Padding.VALID, "dilationWFactor": distance}
+    packing.replace(operator, [packed, *weights], columns, **changed)
+    return True
 
-    def pad(self, operator):
-        """Of whole rows: their first and last values are the first and last pixels' channels."""
-        source, pads = operator.inputs[0], self.value(operator.inputs[1])
-        if pads is None or pads.shape != (4, 2) or pads[[0, 3]].any():
-            return False
-        if self.native(source)[0] == 1 and self.reader(operator.outputs[0], "CONV_2D"):
-            return False  # XNNPACK pads within the convolution
-        self.reshape(self.padded(source, *pads[1], *pads[2]), operator.outputs[0])
-        return True
+
+def dynamic_convolution(packing: Packing, operator) -> bool:
+    """A 3x3 convolution whose weights are computed, as products and a sum of shifted products.
+
+    It arrives as a BATCH_MATMUL of all pixels with a matrix (channels, 9 taps), a RESHAPE, and a
+    CONV_2D whose weights only say which product is shifted where. Each row of 3 taps gets a plane
+    of its own, and the planes lie below each other. So the sum reads 3 products in place of 9:
+
+        products of a pixel                    three planes
+        | 9 | 9 | 9 | 9 |                      | 3 | 3 | 3 | 3 |   plane 0, for the row above
+        | 9 | 9 | 9 | 9 |    h rows            | 3 | 3 | 3 | 3 |
+                                               | 3 | 3 | 3 | 3 |   plane 1, for the row itself
+        CONV_2D 3x3 of 9 channels              | 3 | 3 | 3 | 3 |
+                                               | 3 | 3 | 3 | 3 |   plane 2, for the row below
+                                               | 3 | 3 | 3 | 3 |
+
+                                               CONV_2D 3x3 of 3 channels, dilation h + 1 between
+                                               rows: from a row in its plane to the next row in
+                                               the next plane
+
+    With n columns packed, the matrix of each plane becomes n blocks on a diagonal
+    (`_block_diagonal`).
+    """
+    found = _find_dynamic_convolution(packing, operator)
+    if found is None:
+        return False
+    consumer, weights = found
+    (left, right), (output,) = operator.inputs, operator.outputs
+    _, height, width, taps = packing.shape(consumer.inputs[0])
+    channels, filters = packing.shape(right)[2], len(weights)
+    row_taps = taps // 3
+
+    def product_cost(columns):
+        return 3 * convolution_cost(columns, (1, 1, channels), row_taps)
+
+    columns, cost = cheapest(width, product_cost)
+    sum_columns, sum_cost = cheapest(
+        width, lambda n: convolution_cost(n, (3, 3, row_taps), filters)
+    )
+    _, old_sum_cost = cheapest(width, lambda n: convolution_cost(n, (3, 3, taps), filters))
+    old_cost = old_sum_cost + convolution_cost(1, (1, 1, channels), taps)
+    if cost + sum_cost > WORTHWHILE * old_cost:
+        return False
+
+    matrix = _block_diagonal(packing, right, columns)
+    pixels, size = height * width // columns, columns * row_taps
+    shape = (1, 1, pixels, columns * channels)
+    source = packing.reshape_to(packing.forms_of(left).to_reshape, shape, left)
+    planes = packing.new_tensor(output, (1, 3, pixels, size))
+    packing.emit_like(operator, [source, matrix], planes)
+    stack = packing.new_tensor(output, (1, 3 * height, width, row_taps))
+    packing.forms[stack] = Forms(planes, columns=None)
+    window = _padded_window(packing, stack, 1, 3, sum_columns)
+    changed = {"padding": schema.Padding.VALID, "dilationHFactor": height + 1}
+    _convolve(packing, consumer, window, weights, sum_columns, **changed)
+    return True
+
+
+def pad(packing: Packing, operator) -> bool:
+    """PAD of rows and columns, as one of whole rows (`Packing.pad_rows`).
+
+    Not where XNNPACK computes it within the convolution that consumes it.
+    """
+    source, pads = operator.inputs[0], packing.value(operator.inputs[1])
+    if pads is None or pads.shape != (4, 2) or pads[[0, 3]].any():
+        return False
+    is_unpacked = packing.forms_of(source).columns == 1
+    if is_unpacked and packing.only_consumer(operator.outputs[0], "CONV_2D"):
+        return False
+    packing.reshape(packing.pad_rows(source, pads[1], pads[2]), operator.outputs[0])
+    return True
+
+
+def elementwise(packing: Packing, operator) -> bool:
+    """An operator that looks at one value of each input, in the form of its first input.
+
+        | a | b | c | d |   ADD   | A | B | C | D |     4 columns of c channels
+        | a   b | c   d |   ADD   | A   B | C   D |     2 columns of 2 c channels
+
+    Inputs of a single value stay as they are.
+    """
+    first, output = operator.inputs[0], operator.outputs[0]
+    shape = packing.shape(output)
+    maps = [i for i in operator.inputs if i >= 0 and math.prod(packing.shape(i)) > 1]
+    if not all(packing.is_feature_map(i) and packing.shape(i) == shape for i in maps):
+        return False
+    columns = packing.forms_of(first).columns or 1
+    inputs = [packing.packed(i, columns) if i in maps else i for i in operator.inputs]
+    packing.replace(operator, inputs, columns)
+    return True
+
+
+def reshape(packing: Packing, operator) -> bool:
+    """A RESHAPE into a feature map: every form of its input has the bytes of its output.
+
+    | a | b | c | d |   RESHAPE   | a   b |     the input's tensors serve as the output's,
+                                  | c   d |     and nothing is computed
+    """
+    source, output = operator.inputs[0], operator.outputs[0]
+    if not packing.is_feature_map(output):
+        return False
+    packing.forms[output] = Forms(packing.forms_of(source).to_reshape, columns=None)
+    return True
+
+
+# === Parts of the rewrites ===
+
+
+def _is_packable(packing, operator):
+    """Whether a convolution has constant int8 weights for all channels of its input (or, depthwise,
+    one filter a channel), strides of 1, and an output as large as its input."""
+    source, *constants = operator.inputs
+    values = [packing.value(index) for index in constants]
+    if any(value is None for value in values):
+        return False
+    kernel, options, shape = values[0], operator.builtinOptions, packing.shape(source)
+    return (
+        kernel.dtype == np.int8
+        and kernel.shape[3] == shape[3]
+        and (options.strideW, options.strideH) == (1, 1)
+        and shape[:3] == packing.shape(operator.outputs[0])[:3]
+    )
+
+
+def _repeated(packing, index, columns, values=None):
+    """A constant, repeated along its last axis for each column; or other values in its place, with
+    its scales and zero points repeated."""
+    if values is None:
+        values = np.tile(packing.value(index), columns)
+    quantization = copy.copy(packing.graph.tensors[index].quantization)
+    if len(quantization.scale) > 1:
+        quantization.scale = np.tile(quantization.scale, columns)
+        quantization.zeroPoint = np.tile(quantization.zeroPoint, columns)
+    return packing.new_constant(values, quantization)
+
+
+def _convolve(packing, operator, source, weights, columns, **options):
+    """Puts a convolution of `source`, already padded and packed, in place of an operator.
+
+    Args:
+        weights: its kernel (filters, h, w, channels), which is packed here as `convolution` draws.
+    """
+    _, kernel, *bias = operator.inputs
+    filters, h, w, channels = weights.shape
+    width = packed_kernel_width(columns, w)
+    packed = np.zeros((columns, filters, h, width, columns, channels), np.int8)
+    for column, tap in np.ndindex(columns, w):
+        packed_column, place = divmod(column + tap, columns)
+        packed[column, :, :, packed_column, place] = weights[:, :, tap]
+    packed = packed.reshape(columns * filters, h, width, columns * channels)
+    constants = [_repeated(packing, kernel, columns, packed)]
+    constants += [_repeated(packing, index, columns) for index in bias]
+    packing.replace(operator, [source, *constants], columns, **options)
+
+
+def _padded_window(packing, index, above, kernel_width, columns):
+    """A feature map, padded as `convolution` draws for a kernel of so many columns, and packed.
+
+    Args:
+        above: rows of padding above, and as many below.
+    """
+    _, h, w, c = packing.shape(index)
+    left = kernel_width // 2
+    more = packed_kernel_width(columns, kernel_width) - 1  # packed columns that padding adds
+    padded = packing.pad_rows(index, (above, above), (left, columns * more - left))
+    return packing.reshape_to(padded, (1, h + 2 * above, w // columns + more, columns * c), index)
+
+
+def _stacked(packing, parts, columns):
+    """Feature maps of one shape below each other, with columns packed.
+
+    If one of the parts is there as whole rows, all are joined as such: then one RESHAPE of the
+    result does for all of them.
+    """
+    _, h, w, c = packing.shape(parts[0])
+    has_rows = any(packing.forms_of(i).with_columns(w) is not None for i in parts)
+    joined = w if has_rows else columns
+    stack = packing.concatenate([packing.packed(i, joined) for i in parts], axis=1)
+    if joined == columns:
+        return stack
+    return packing.reshape_to(stack, (1, len(parts) * h, w // columns, columns * c), parts[0])
+
+
+def _find_dynamic_convolution(packing, operator):
+    """The CONV_2D that sums the products of a BATCH_MATMUL, and its weights (filters, 3, 3, taps of
+    one row) for planes; None where this is no dynamic convolution."""
+    (left, right), output = operator.inputs, operator.outputs[0]
+    reshaped = packing.only_consumer(output, "RESHAPE")
+    consumer = reshaped and packing.only_consumer(reshaped.outputs[0], "CONV_2D")
+    if not consumer or not _is_packable(packing, consumer) or not packing.is_feature_map(right):
+        return None
+    weights, options = packing.value(consumer.inputs[1]), consumer.builtinOptions
+    _, height, width, taps = packing.shape(consumer.inputs[0])
+    channels = packing.shape(right)[2]
+    if (
+        weights.shape[1:3] != (3, 3)
+        or taps % 3 != 0
+        or (options.dilationHFactor, options.dilationWFactor) != (1, 1)
+        or operator.builtinOptions.adjX
+        or operator.builtinOptions.adjY
+        or packing.shape(left) != (1, 1, height * width, channels)
+        or packing.shape(right) != (1, 1, channels, taps)
+        # padding between the blocks is to be 0
+        or packing.graph.tensors[right].quantization.zeroPoint[0] != 0
+    ):
+        return None
+    by_plane = weights.reshape(len(weights), 3, 3, 3, taps // 3)  # filter, row, column, plane, tap
+    own = np.stack([by_plane[:, row, :, row] for row in range(3)], axis=1)
+    reads_other_planes = np.count_nonzero(own) != np.count_nonzero(weights)
+    return None if reads_other_planes else (consumer, own)
+
+
+def _block_diagonal(packing, matrix, columns):
+    """Three planes of a computed matrix (channels, taps), each with a block for each packed column.
+
+    Here one plane of 2 channels and 3 taps, for 2 packed columns. Its rows are padded to the width
+    of the blocks and put behind each other. That is repeated, with the width of a block between, so
+    that each repetition stands one block further to the right:
+
+        abc     abc...     abc...def...     abc...def... ... abc...def... ...     abc...
+        def     def...                                                            def...
+                                                                                  ...abc
+                                                                                  ...def
+    """
+    _, _, channels, taps = packing.shape(matrix)
+    block, size = taps // 3, columns * (taps // 3)
+
+    def widened(source, more):
+        *rest, last = packing.shape(source)
+        pads = packing.new_integers([[0, 0], [0, 0], [0, 0], [0, more]])
+        target = packing.new_tensor(matrix, (*rest, last + more))
+        return packing.emit("PAD", [source, pads], target, schema.PadOptionsT())
+
+    whole = packing.packed(matrix)
+    shape = (1, 1, channels, block)
+    planes = [packing.slice_channels(whole, plane * block, shape) for plane in range(3)]
+    rows = widened(packing.concatenate(planes, axis=1), size - block)
+    flat = packing.reshape_to(rows, (1, 3, 1, channels * size), matrix)
+    repeated = packing.concatenate([widened(flat, block)] * columns, axis=3)
+    cut = packing.slice_channels(repeated, 0, (1, 3, 1, columns * channels * size))
+    return packing.reshape_to(cut, (1, 3, columns * channels, size), matrix)
+
+
+def _copying_convolution(packing, output, filters):
+    """A 1x1 convolution that copies channels, as the producer of a tensor."""
+    scale = packing.graph.tensors[output].quantization.scale[0]
+    weights = np.eye(filters, dtype=np.int8)[:, None, None]
+    bias = np.zeros(filters, np.int32)
+    inputs = [output]
+    for values, value_scale in ((weights, 1.0), (bias, scale)):
+        quantization = schema.QuantizationParametersT()
+        quantization.scale = np.full(filters, value_scale, np.float32)
+        quantization.zeroPoint = np.zeros(filters, np.int64)
+        quantization.quantizedDimension = 0
+        inputs.append(packing.new_constant(values, quantization))
+    options = schema.Conv2DOptionsT(schema.Padding.VALID, 1, 1, 0, 1, 1)
+    return add_operator(packing.model, "CONV_2D", inputs, [output], options)
+
+
+def _side_by_side(packing, operator, columns):
+    """Copies of each padded row side by side, in which each tap of a depthwise convolution reads a
+    copy of its own.
+
+    Gaps of any values put the copies so far apart that from the place of one tap to that of the
+    next are whole packed columns. Here 4 columns, dilation 1 and 2 columns packed, "." is padding
+    and "-" a gap:
+
+        | . a | b c | d . | - . | a b | c d | . - | . a | b c | d . |
+          ^                       ^                       ^              read for the output a
+            ^                       ^                       ^            read for the output b
+
+    Returns:
+        the copies as a packed feature map, and the packed columns from one tap to the next.
+    """
+    source, options = operator.inputs[0], operator.builtinOptions
+    above, dilation = options.dilationHFactor, options.dilationWFactor
+    _, h, w, c = packing.shape(source)
+    padded = packing.pad_rows(source, (above, above), (dilation, dilation))
+    copies = [padded, padded, padded]
+    gap_columns = -3 * dilation % columns
+    if gap_columns:
+        gap = packing.slice_channels(padded, 0, (1, h + 2 * above, 1, gap_columns * c))
+        copies = [padded, gap, padded, gap, padded]
+    rows = packing.concatenate(copies, axis=3)
+    width = packing.shape(rows)[3] // c
+    shape = (1, h + 2 * above, width // columns, columns * c)
+    distance = (width - w) // 2  # the last tap of the last column reads the last of all
+    return packing.reshape_to(rows, shape, source), distance // columns
+
+
+REWRITES = {
+    "CONV_2D": convolution,
+    "DEPTHWISE_CONV_2D": depthwise,
+    "CONCATENATION": concatenation,
+    "PAD": pad,
+    "BATCH_MATMUL": dynamic_convolution,
+    "RESHAPE": reshape,
+} | dict.fromkeys(ELEMENTWISE - {"SOFTMAX"}, elementwise)
+"""What replaces each kind of operator. A Softmax looks at all channels of a pixel."""

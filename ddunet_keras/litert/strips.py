@@ -1,14 +1,27 @@
-"""Computes the largest stages of an int8 `.tflite` in horizontal strips, without changing one bit.
+"""Computes the largest stages of an int8 model in horizontal strips, without changing one bit.
 
 A region of operators that look at few rows at a time is run once for each strip of its output's
-rows. A strip reads its rows of the region's inputs and a halo, as wide as the region looks; what it
-computes near its cut edges is wrong, and cut off at the end. So every operator stays as it is,
-padding and all, and only becomes lower; SLICE and CONCATENATION do the rest. After "patch-based
-inference" (Lin et al., MCUNetV2, NeurIPS 2021, arXiv:2110.15352), here in one dimension, in which
-the rows of a map of batch 1 lie together: the slices and the joined parts then take no memory of
-their own (see `ddunet_keras.litert.schedule.copies`).
+rows. A strip reads its rows of the region's inputs and a halo, as wide as the region looks. What it
+computes near its cut edges is wrong, and is cut off at the end:
 
-Imports neither TensorFlow nor Keras.
+    rows        0 1 2 3 4 5 6 7
+    strip 0     o o o o + +            o rows of the output that the strip gives
+    strip 1         + + o o o o        + halo, computed too and cut off
+
+    the region                      in two strips
+    input, 8 rows                   input, 8 rows
+      |                               |                          |
+      |                             SLICE of rows 0 to 6       SLICE of rows 2 to 8
+    CONV_2D 3x3                     CONV_2D 3x3                CONV_2D 3x3
+    CONV_2D 3x3                     CONV_2D 3x3                CONV_2D 3x3
+      |                             SLICE of o                 SLICE of o
+      |                               |                          |
+    output, 8 rows                  CONCATENATION, 8 rows ------ +
+
+So every operator stays as it is, padding and all, and only becomes lower. After "patch-based
+inference" (Lin et al., MCUNetV2, NeurIPS 2021, arXiv:2110.15352), here in one dimension, in which
+the rows of a feature map of batch 1 lie together: the slices and the joined parts then take no
+memory of their own (`ddunet_keras.litert.memory.aliases`).
 """
 
 from __future__ import annotations
@@ -16,121 +29,67 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ddunet_keras.litert.memory import ALIGNMENT
 from ddunet_keras.litert.model import (
     add_constant,
     add_operator,
     add_tensor,
-    constant,
     operator_name,
     tensor_bytes,
 )
+from ddunet_keras.litert.rows import RowDependency, row_dependency
 
-# fmt: off
-ELEMENTWISE = frozenset((
-    "ABS", "ADD", "CAST", "DEQUANTIZE", "DIV", "GREATER", "GREATER_EQUAL", "HARD_SWISH",
-    "LEAKY_RELU", "LESS", "LESS_EQUAL", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "NEG", "QUANTIZE",
-    "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH",
-))
-# fmt: on
-"""Operators whose output row depends on the same row of their inputs alone."""
 MAX_REGION = 64
 """Most operators of which a region is made."""
-STRIPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+STRIP_COUNTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+"""Numbers of strips that are tried."""
+WORK_OF_A_BYTE = 4
+"""Work, in multiplications, for each value that an operator writes or copies."""
+PERSISTENT_OF_A_PIECE = 120
+"""Bytes of TFLM's persistent allocations for each piece that is cut out of an input or joined to an
+output."""
 
 
 @dataclass(frozen=True)
-class _Reach:
-    """Which rows of its inputs an operator reads.
+class Strip:
+    """Rows of one strip: it computes `low` to `high`, and gives `first` to `end` of them."""
+
+    first: int
+    end: int
+    low: int
+    high: int
+
+    @property
+    def has_halo(self) -> bool:
+        return (self.first, self.end) != (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Operators that can run in strips, and the tensors that enter and leave.
+
+    Feature maps of different heights take part. Strips are counted in rows of the highest one.
 
     Attributes:
-        inputs: tensors that have rows, others are read whole.
-        ratio: rows of an input for each row of the output.
-        rows: (first, end) of the output -> (first, end) of the inputs, beyond the edges too.
-        padding: rows that the operator adds (above, below): PAD alone.
-    """
-
-    inputs: list[int]
-    ratio: Fraction
-    rows: Callable
-    padding: tuple[int, int] = (0, 0)
-
-
-def _same_rows(first, end):
-    return first, end
-
-
-def _reach(model, graph, operator) -> _Reach | None:
-    """None where an operator looks at all rows, or is none that strips know."""
-    name = operator_name(model, operator)
-    shapes = {i: graph.tensors[i].shape for i in operator.inputs + operator.outputs if i >= 0}
-    out = shapes[operator.outputs[0]]
-    if len(operator.outputs) != 1 or len(out) != 4 or out[0] != 1 or out[1] < 2:
-        return None
-    moving = [
-        i for i in operator.inputs if i >= 0 and model.buffers[graph.tensors[i].buffer].data is None
-    ]
-    first = operator.inputs[0]
-    if first not in moving or any(len(shapes[i]) == 4 and shapes[i][0] != 1 for i in moving):
-        return None
-    options = operator.builtinOptions
-    if name in ELEMENTWISE or (name == "CONCATENATION" and options.axis % 4 == 3):
-        cut = [i for i in moving if len(shapes[i]) == 4 and shapes[i][1] > 1]
-        whole = [shapes[i] for i in operator.inputs if i not in cut]
-        fits = all(shapes[i][1] == out[1] for i in cut)
-        flat = all(math.prod(shape[:-2]) == 1 for shape in whole if len(shape) > 2)
-        rows_free = all(len(shape) < 3 or shape[-3] == 1 for shape in whole)
-        joins = name != "CONCATENATION" or len(cut) == len(operator.inputs)
-        return (
-            _Reach(cut, Fraction(1), _same_rows) if fits and flat and rows_free and joins else None
-        )
-    if moving != [first] or len(shapes[first]) != 4:
-        return None
-    rows = shapes[first][1]
-    if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        stride = options.strideH
-        size = (shapes[operator.inputs[1]][1] - 1) * options.dilationHFactor + 1
-        above = 0
-        if options.padding == schema.Padding.SAME:
-            above = max((out[1] - 1) * stride + size - rows, 0) // 2
-        return _Reach(
-            [first],
-            Fraction(stride),
-            lambda a, b: (a * stride - above, (b - 1) * stride - above + size),
-        )
-    if name == "PAD":
-        padding = constant(model, graph, operator.inputs[1])
-        if padding is None or padding.shape != (4, 2) or padding[[0, 3]].any():
-            return None
-        above, below = (int(value) for value in padding[1])
-        return _Reach([first], Fraction(1), lambda a, b: (a - above, b - above), (above, below))
-    if name in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"):
-        factor = out[1] // rows
-        # in fixed point only powers of 2 are the same fraction at every row
-        if options.alignCorners or factor * rows != out[1] or factor not in (1, 2, 4, 8):
-            return None
-        shift = Fraction(1, 2) if options.halfPixelCenters else Fraction(0)
-
-        def below(row):
-            return math.floor((row + shift) / factor - shift)
-
-        return _Reach([first], Fraction(1, factor), lambda a, b: (below(a), below(b - 1) + 2))
-    return None
-
-
-@dataclass(frozen=True)
-class _Region:
-    """Operators `members` that are run in strips, once what is in `before` has run.
-
-    `held`: bytes that live meanwhile and are neither cut nor made; `kept`: tensors read later.
-    `scales`: rows of each tensor for each of the `height` rows in which strips are counted;
-    `padding`: rows that a tensor has above and below these; strips begin at multiples of `grain`.
+        before: operators that run before the strips.
+        members: operators that run in strips.
+        after: operators that run after the strips.
+        inputs: tensors of which a strip gets rows.
+        outputs: tensors to which a strip gives rows.
+        held: bytes that live meanwhile and are neither cut nor produced.
+        read_later: tensors that are needed after the strips.
+        scales: rows of each tensor for each counted row.
+        padding: rows that PAD adds to a tensor above and below these.
+        dependencies: for each member, which rows it reads.
+        height: rows that are counted.
+        grain: strips begin at multiples of so many rows, at which every tensor can be cut.
     """
 
     before: list[int]
@@ -139,229 +98,336 @@ class _Region:
     inputs: list[int]
     outputs: list[int]
     held: int
-    kept: set[int]
+    read_later: set[int]
     scales: dict[int, Fraction]
     padding: dict[int, tuple[int, int]]
-    reaches: dict[int, _Reach]
+    dependencies: dict[int, RowDependency]
     height: int
     grain: int
 
-    def windows(self, graph, count):
-        """[(first, end, window's first, window's end)] of each strip; none if it is too low."""
-        steps = self.height // self.grain
-        cuts = [k * steps // count * self.grain for k in range(count)] + [self.height]
-        if count > steps:
-            return []
-        found = []
-        for first, end in itertools.pairwise(cuts):
-            needed = {i: (first * self.scales[i], end * self.scales[i]) for i in self.outputs}
-            for number in reversed(self.members):
-                reach = self.reaches[number]
-                target = graph.operators[number].outputs[0]
-                for index in reach.inputs:
-                    low, high = reach.rows(*needed[target])
-                    low, high = max(low, 0), min(high, graph.tensors[index].shape[1])
-                    old = needed.get(index, (low, high))
-                    needed[index] = (min(low, old[0]), max(high, old[1]))
-            plain = [i for i in needed if self.padding[i] == (0, 0)]
-            low = min(needed[i][0] / self.scales[i] for i in plain)
-            high = max(needed[i][1] / self.scales[i] for i in plain)
-            low = math.floor(low / self.grain) * self.grain
-            high = min(math.ceil(high / self.grain) * self.grain, self.height)
-            found.append((first, end, low, high))
-        return found
+    def computed_rows(self, index: int, strip: Strip) -> int:
+        """Rows that a tensor has while a strip runs, with those that PAD adds."""
+        return int((strip.high - strip.low) * self.scales[index]) + sum(self.padding[index])
+
+    def given_rows(self, index: int, strip: Strip) -> int:
+        """Rows of an output that a strip gives."""
+        return int((strip.end - strip.first) * self.scales[index])
 
 
-def _region(model, graph, start, stop, reaches, kept):
-    """The region of the row-wise operators among `start` .. `stop`, or None.
+# === Regions ===
 
-    None where an operator that is not row-wise lies between two that are, or rows do not fit.
+
+def _find_region(graph, start, stop, dependencies):
+    """The region of the operators `start` to `stop` that can run in strips.
+
+    None where it is cut in two by an operator that cannot, or where rows do not fit.
     """
-    members = [n for n in range(start, stop) if reaches[n] is not None]
-    inside, later = set(), set()
-    before, after = [], []
+    parts = _split(graph, start, stop, dependencies)
+    if parts is None:
+        return None
+    before, members, after = parts
+    operators = graph.operators
+    produced = [operators[n].outputs[0] for n in members]
+    read = {index for n in members for index in operators[n].inputs}
+    read_later = set(graph.outputs)
+    for number in [*after, *range(stop, len(operators))]:
+        read_later.update(operators[number].inputs)
+    inputs = [index for n in members for index in dependencies[n].inputs if index not in produced]
+    inputs = list(dict.fromkeys(inputs))
+    outputs = [index for index in produced if index in read_later or index not in read]
+
+    padding = dict.fromkeys(inputs, (0, 0))
+    padding |= {operators[n].outputs[0]: dependencies[n].padding for n in members}
+    if any(padding[index] != (0, 0) for index in outputs):
+        return None
+    heights = {index: graph.tensors[index].shape[1] - sum(padding[index]) for index in padding}
+    height = max(heights.values())
+    scales = {index: Fraction(rows, height) for index, rows in heights.items()}
+    for number in members:
+        own = dependencies[number].ratio * scales[operators[number].outputs[0]]
+        if any(scales[index] != own for index in dependencies[number].inputs):
+            return None
+
+    there = set(graph.inputs)
+    for number in [*range(start), *before]:
+        there.update(operators[number].outputs)
+    held = (there & (read_later | read)).difference(inputs)
+    return Region(
+        before=before,
+        members=members,
+        after=after,
+        inputs=inputs,
+        outputs=outputs,
+        held=sum(tensor_bytes(graph.tensors[index]) for index in held),
+        read_later=read_later,
+        scales=scales,
+        padding=padding,
+        dependencies={n: dependencies[n] for n in members},
+        height=height,
+        grain=_grain(graph, scales, inputs + outputs),
+    )
+
+
+def _split(graph, start, stop, dependencies):
+    """(before, members, after) of the operators `start` to `stop`.
+
+    An operator that looks at all rows comes before the strips where it needs none of their results,
+    else after them. None where a member would need what comes after.
+    """
+    before, members, after = [], [], []
+    in_strips, afterwards = set(), set()  # tensors
     for number in range(start, stop):
         operator = graph.operators[number]
-        if reaches[number] is None:
-            waits = (inside | later).intersection(operator.inputs)
-            (after if waits else before).append(number)
-            later.update(operator.outputs if waits else ())
-        elif later.intersection(operator.inputs):
-            return None
+        if dependencies[number] is not None:
+            if afterwards.intersection(operator.inputs):
+                return None
+            members.append(number)
+            in_strips.update(operator.outputs)
+        elif (in_strips | afterwards).intersection(operator.inputs):
+            after.append(number)
+            afterwards.update(operator.outputs)
         else:
-            inside.update(operator.outputs)
-    rest = set(kept).union(
-        *(graph.operators[n].inputs for n in [*after, *range(stop, len(graph.operators))])
-    )
-    read = {i for n in members for i in graph.operators[n].inputs}
-    made = [i for n in members for i in graph.operators[n].outputs]
-    outputs = [i for i in made if i in rest or i not in read]
-    inputs = list(dict.fromkeys(i for n in members for i in reaches[n].inputs if i not in inside))
-    padding = dict.fromkeys(inputs, (0, 0))
-    for number in members:
-        padding[graph.operators[number].outputs[0]] = reaches[number].padding
-    known = set(graph.inputs).union(*(graph.operators[n].outputs for n in [*range(start), *before]))
-    held = sum(tensor_bytes(graph.tensors[i]) for i in known & (rest | read) if i not in inputs)
-    height = {i: graph.tensors[i].shape[1] - sum(padding[i]) for i in padding}
-    base = max(height.values())
-    scales = {i: Fraction(rows, base) for i, rows in height.items()}
-    for number in members:
-        target = graph.operators[number].outputs[0]
-        if any(scales[i] != reaches[number].ratio * scales[target] for i in reaches[number].inputs):
-            return None
-    if any(padding[i] != (0, 0) for i in outputs):
-        return None
+            before.append(number)
+    return before, members, after
+
+
+def _grain(graph, scales, cut):
+    """The least number of counted rows at which every tensor has a row, and those that are cut or
+    joined an offset at which the arena can place a part inside its whole."""
     grain = math.lcm(*(scale.denominator for scale in scales.values()))
-    for index in inputs + outputs:  # cut where the arena's alignment lets parts lie in their whole
-        row = tensor_bytes(graph.tensors[index]) // graph.tensors[index].shape[1]
-        grain = math.lcm(grain, (16 // math.gcd(16, row) / scales[index]).numerator)
-    return _Region(
-        before, members, after, inputs, outputs, held, rest, scales, padding, reaches, base, grain
-    )
+    for index in cut:
+        rows = ALIGNMENT // math.gcd(ALIGNMENT, _row_bytes(graph, index))
+        grain = math.lcm(grain, (rows / scales[index]).numerator)
+    return grain
 
 
-def _rows(region, index, low, high):
-    """Rows that a tensor has in a window, with those that PAD adds."""
-    return int((high - low) * region.scales[index]) + sum(region.padding[index])
+def _row_bytes(graph, index):
+    return tensor_bytes(graph.tensors[index]) // graph.tensors[index].shape[1]
 
 
-def _peak(graph, region, windows):
-    """Most bytes alive while the strips run: what is held, inputs not yet read, outputs so far, and
-    what the highest strip needs for itself."""
-    row = {i: tensor_bytes(graph.tensors[i]) // graph.tensors[i].shape[1] for i in region.scales}
-    first, end, low, high = max(windows, key=lambda window: window[3] - window[2])
-    direct = (first, end) == (low, high)
-    last = {i: n for n in region.members for i in graph.operators[n].inputs}
-    live = own = 0
-    for number in region.members:
-        operator = graph.operators[number]
-        target = operator.outputs[0]
-        made = target in region.outputs
-        part = row[target] * int((end - first) * region.scales[target]) if made else 0
-        size = 0 if made and direct else row[target] * _rows(region, target, low, high)
-        own = max(own, live + size + part)
-        live += size + part
-        for index in {target, *operator.inputs}:
-            made = index in region.outputs
-            if last.get(index, number) == number and index in row and index not in region.inputs:
-                live -= 0 if made and direct else row[index] * _rows(region, index, low, high)
-    outside = 0
-    for first, _, low, _ in windows:
-        left = sum(
-            row[i] * int((region.height - (0 if i in region.kept else low)) * region.scales[i])
-            for i in region.inputs
-        )
-        done = sum(row[i] * int(first * region.scales[i]) for i in region.outputs)
-        outside = max(outside, left + done)
-    return region.held + outside + own
+def _divide(graph, region, count):
+    """The strips of a region; none where it is too low for so many."""
+    grains = region.height // region.grain
+    if count > grains:
+        return []
+    cuts = [number * grains // count * region.grain for number in range(count)]
+    found = []
+    for first, end in itertools.pairwise([*cuts, region.height]):
+        low, high = _needed_rows(graph, region, first, end)
+        low = math.floor(low / region.grain) * region.grain
+        high = min(math.ceil(high / region.grain) * region.grain, region.height)
+        found.append(Strip(first, end, low, high))
+    return found
 
 
-def work(model, operator) -> int:
+def _needed_rows(graph, region, first, end):
+    """Rows that must be computed so that rows `first` to `end` of all outputs are right."""
+    needed = {i: (first * region.scales[i], end * region.scales[i]) for i in region.outputs}
+    for number in reversed(region.members):
+        dependency = region.dependencies[number]
+        target = graph.operators[number].outputs[0]
+        low, high = dependency.needed(*needed[target])
+        for index in dependency.inputs:
+            inside = max(low, 0), min(high, graph.tensors[index].shape[1])
+            known = needed.get(index, inside)
+            needed[index] = min(inside[0], known[0]), max(inside[1], known[1])
+    # the output of a PAD counts its rows from the padding on; the input of that PAD says the same
+    without_padding = [index for index in needed if region.padding[index] == (0, 0)]
+    lowest = min(needed[index][0] / region.scales[index] for index in without_padding)
+    highest = max(needed[index][1] / region.scales[index] for index in without_padding)
+    return lowest, highest
+
+
+# === What strips cost ===
+
+
+def work(model: schema.ModelT, operator: schema.OperatorT) -> int:
     """Multiplications of an operator, or four for each value that it writes or copies."""
     graph = model.subgraphs[0]
     count = math.prod(graph.tensors[operator.outputs[0]].shape)
     name = operator_name(model, operator)
-    if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        kernel = graph.tensors[operator.inputs[1]].shape
-        return count * math.prod(kernel[1:] if name == "CONV_2D" else kernel[1:3])
-    return 4 * count
+    if name == "CONV_2D":
+        return count * math.prod(graph.tensors[operator.inputs[1]].shape[1:])
+    if name == "DEPTHWISE_CONV_2D":
+        return count * math.prod(graph.tensors[operator.inputs[1]].shape[1:3])
+    return WORK_OF_A_BYTE * count
+
+
+def _peak(graph, region, strips):
+    """Most bytes alive while the strips run."""
+    row_bytes = {index: _row_bytes(graph, index) for index in region.scales}
+    highest = max(strips, key=lambda strip: strip.high - strip.low)
+    around = max(_bytes_around(region, row_bytes, strip) for strip in strips)
+    return region.held + around + _peak_within(graph, region, row_bytes, highest)
+
+
+def _bytes_around(region, row_bytes, strip):
+    """Bytes of the inputs that this strip or a later one reads, and of the outputs so far."""
+    total = 0
+    for index in region.inputs:
+        already_read = 0 if index in region.read_later else strip.low
+        total += row_bytes[index] * int((region.height - already_read) * region.scales[index])
+    for index in region.outputs:
+        total += row_bytes[index] * int(strip.first * region.scales[index])
+    return total
+
+
+def _peak_within(graph, region, row_bytes, strip):
+    """Most bytes of what one strip computes itself."""
+    last_consumer = {i: n for n in region.members for i in graph.operators[n].inputs}
+
+    def computed_bytes(index):
+        if index in region.outputs and not strip.has_halo:
+            return 0  # it is the part of the output itself
+        return row_bytes[index] * region.computed_rows(index, strip)
+
+    live = peak = 0
+    for number in region.members:
+        operator = graph.operators[number]
+        target = operator.outputs[0]
+        live += computed_bytes(target)
+        if target in region.outputs:
+            live += row_bytes[target] * region.given_rows(target, strip)
+        peak = max(peak, live)
+        for index in {target, *operator.inputs}:
+            is_own = index in row_bytes and index not in region.inputs
+            if is_own and last_consumer.get(index, number) == number:
+                live -= computed_bytes(index)
+    return peak
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Operators `start` .. `stop` run in strips, and what it would cost.
+    """Operators `start` to `stop` run in strips, and what that would cost.
 
     Attributes:
-        windows: (first, end) of each strip's rows of the output, and of the rows it computes.
+        strips: rows of each strip.
         peak: bytes alive at the worst moment.
-        extra: added work, in the units of `work`.
-        records: bytes of the records of the added operators.
+        extra_work: added work, in the units of `work`.
+        persistent: bytes of TFLM's persistent allocations for the added operators.
+        region: which operators and tensors take part.
     """
 
     start: int
     stop: int
-    windows: list[tuple[int, int, int, int]]
+    strips: list[Strip]
     peak: int
-    extra: int
-    records: int
-    region: _Region
+    extra_work: int
+    persistent: int
+    region: Region
 
 
-def candidates(model, starts, stops, hot, record) -> list[Candidate]:
-    """All ways to run a part of the model in strips.
+def candidates(
+    model: schema.ModelT,
+    starts: Iterable[int],
+    stops: Sequence[int],
+    is_hot: Sequence[bool],
+    persistent_bytes: Callable[[schema.OperatorT], int],
+) -> list[Candidate]:
+    """All ways to run a part of a model in strips.
 
     Args:
         model: `ModelT` with one subgraph.
-        starts, stops: positions in the list of operators at which a part may begin, and end.
-        hot: for each operator, whether too much is alive there; a part without one is of no use.
-        record: function from an operator to the bytes of its records.
+        starts: positions in the list of operators at which a part may begin.
+        stops: positions at which it may end.
+        is_hot: for each operator, whether too much is alive there; a part without one is of no use.
+        persistent_bytes: gives the bytes of an operator's persistent allocations.
     """
     graph = model.subgraphs[0]
-    reaches = [_reach(model, graph, operator) for operator in graph.operators]
-    works = [work(model, operator) for operator in graph.operators]
+    dependencies = [row_dependency(model, operator) for operator in graph.operators]
     found = []
     for start in starts:
-        for stop in (stop for stop in stops if start < stop <= start + MAX_REGION):
-            if not any(hot[start:stop]) or not any(reaches[start:stop]):
+        for stop in stops:
+            if not start < stop <= start + MAX_REGION:
                 continue
-            region = _region(model, graph, start, stop, reaches, graph.outputs)
+            if not any(is_hot[start:stop]) or not any(dependencies[start:stop]):
+                continue
+            region = _find_region(graph, start, stop, dependencies)
             if region is None:
                 break  # whatever is longer has the same operator in its way
-            total = sum(works[n] for n in region.members)
-            kept = sum(record(graph.operators[n]) for n in region.members)
-            copied = 4 * sum(tensor_bytes(graph.tensors[i]) for i in region.inputs)
-            copied += 8 * sum(tensor_bytes(graph.tensors[i]) for i in region.outputs)
-            least = math.inf
-            for count in STRIPS:
-                windows = region.windows(graph, count)
-                if not windows:
-                    break
-                peak = _peak(graph, region, windows)
-                if peak < least:
-                    rows = sum(high - low for _, _, low, high in windows) / region.height
-                    extra = int(total * (rows - 1) + copied * rows)
-                    ends = len(region.inputs) + len(region.outputs)
-                    added = kept * (count - 1) + 120 * ends * count
-                    found.append(Candidate(start, stop, windows, peak, extra, added, region))
-                    least = peak
+            found += _candidates_of_region(model, start, stop, region, persistent_bytes)
     return found
 
 
-def select(live, found, limit, weight=0) -> list[Candidate] | None:
+def _candidates_of_region(model, start, stop, region, persistent_bytes):
+    """A region in rising numbers of strips, where more of them take less memory."""
+    graph = model.subgraphs[0]
+    operators = [graph.operators[number] for number in region.members]
+    region_work = sum(work(model, operator) for operator in operators)
+    persistent = sum(persistent_bytes(operator) for operator in operators)
+    input_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.inputs)
+    output_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.outputs)
+    # an input is cut once; what an output consists of is cut and joined
+    copying = WORK_OF_A_BYTE * (input_bytes + 2 * output_bytes)
+    pieces = len(region.inputs) + len(region.outputs)
+    found, least = [], math.inf
+    for count in STRIP_COUNTS:
+        strips = _divide(graph, region, count)
+        if not strips:
+            break
+        peak = _peak(graph, region, strips)
+        if peak < least:
+            rows = sum(strip.high - strip.low for strip in strips) / region.height
+            extra_work = int(region_work * (rows - 1) + copying * rows)
+            added = persistent * (count - 1) + PERSISTENT_OF_A_PIECE * pieces * count
+            found.append(Candidate(start, stop, strips, peak, extra_work, added, region))
+            least = peak
+    return found
+
+
+def select(
+    live: Sequence[int], found: Iterable[Candidate], limit: float, weight: float = 0
+) -> list[Candidate] | None:
     """The candidates, none touching another, that add the least work and keep all below a limit.
+
+    The best choice for the first operators is built from that for fewer of them:
+
+        operators         0 1 2 3 4 5 6 7
+        best up to 8      = best up to 7, where operator 7 itself is below the limit
+                          | best up to 5, and a candidate 5 to 8
+                          | best up to 2, and a candidate 2 to 8 ...
 
     Args:
         live: bytes alive at each operator without strips.
         found: what `candidates` gave.
         limit: bytes that may be alive.
-        weight: work that counts as much as a byte of records.
+        weight: work that counts as much as a byte of persistent allocations.
 
     Returns:
         the choice, in order; None where there is none.
     """
-    best = [(0, None)] + [None] * len(live)
-    ending = {}
+    ending_at: dict[int, list[Candidate]] = {}
     for candidate in found:
-        ending.setdefault(candidate.stop, []).append(candidate)
+        ending_at.setdefault(candidate.stop, []).append(candidate)
+    costs: list[float] = [0]  # of the first operators, up to each position
+    last: list[Candidate | None] = [None]  # the candidate that ends there, in the best choice
     for stop in range(1, len(live) + 1):
-        ways = []
-        if best[stop - 1] is not None and live[stop - 1] <= limit:
-            ways.append((best[stop - 1][0], (stop - 1, None)))
-        for candidate in ending.get(stop, ()):
-            if best[candidate.start] is not None and candidate.peak <= limit:
-                cost = candidate.extra + weight * candidate.records + best[candidate.start][0]
-                ways.append((cost, (candidate.start, candidate)))
-        best[stop] = min(ways, key=lambda way: way[0], default=None)
-    if best[-1] is None:
+        is_low = live[stop - 1] <= limit
+        cost, best = (costs[-1] if is_low else math.inf), None
+        for candidate in ending_at.get(stop, []):
+            if candidate.peak > limit:
+                continue
+            with_candidate = candidate.extra_work + weight * candidate.persistent
+            with_candidate += costs[candidate.start]
+            if with_candidate < cost:
+                cost, best = with_candidate, candidate
+        costs.append(cost)
+        last.append(best)
+    if costs[-1] == math.inf:
         return None
     chosen, position = [], len(live)
-    while position:
-        position, candidate = best[position][1]
-        chosen += [candidate] if candidate else []
+    while position > 0:
+        candidate = last[position]
+        position = position - 1 if candidate is None else candidate.start
+        if candidate is not None:
+            chosen.append(candidate)
     return chosen[::-1]
 
 
-def apply(model, chosen) -> None:
+# === Rewriting ===
+
+
+def apply(model: schema.ModelT, chosen: Iterable[Candidate]) -> None:
     """Rewrites a model so that the chosen parts run in strips, in place."""
     graph = model.subgraphs[0]
     operators = graph.operators
@@ -369,56 +435,62 @@ def apply(model, chosen) -> None:
     for candidate in chosen:
         region = candidate.region
         rewritten += operators[position : candidate.start]
-        rewritten += [operators[n] for n in region.before]
-        rewritten += _strips(model, graph, region, candidate.windows)
-        rewritten += [operators[n] for n in region.after]
+        rewritten += [operators[number] for number in region.before]
+        rewritten += _run_in_strips(model, graph, region, candidate.strips)
+        rewritten += [operators[number] for number in region.after]
         position = candidate.stop
     graph.operators = rewritten + operators[position:]
 
 
-def _strips(model, graph, region, windows):
-    """The operators of all strips, slices first and concatenations last; adds their tensors."""
-
-    def tensor(like, rows):
-        first, _, *rest = graph.tensors[like].shape
-        return add_tensor(graph, like, [first, rows, *rest])
-
-    def values(numbers):
-        return add_constant(model, graph, np.int32(numbers))
-
-    def sliced(source, like, first, rows):
-        """SLICE of `rows` rows of `source`, a tensor made like tensor `like`."""
-        shape = graph.tensors[like].shape
-        begin, size = values([0, first, 0, 0]), values([1, rows, *shape[2:]])
-        target = tensor(like, rows)
-        return add_operator(model, "SLICE", [source, begin, size], [target], schema.SliceOptionsT())
-
-    slices, body, parts = [], [], {index: [] for index in region.outputs}
-    for first, end, low, high in windows:
-        names = {}
+def _run_in_strips(model, graph, region, strips):
+    """The operators of all strips, slices of the inputs first and concatenations last."""
+    slices, body = [], []
+    pieces = {index: [] for index in region.outputs}
+    for strip in strips:
+        own = {}  # tensors of this strip, by those of the region
         for index in region.inputs:
-            scale = region.scales[index]
-            operator = sliced(index, index, int(low * scale), _rows(region, index, low, high))
-            slices.append(operator)
-            names[index] = operator.outputs[0]
+            first = int(strip.low * region.scales[index])
+            rows = region.computed_rows(index, strip)
+            slices.append(_slice_of_rows(model, graph, index, index, first, rows))
+            own[index] = slices[-1].outputs[0]
         for number in region.members:
             operator = copy.copy(graph.operators[number])
             target = operator.outputs[0]
-            names[target] = tensor(target, _rows(region, target, low, high))
-            operator.inputs = [names.get(index, index) for index in operator.inputs]
-            operator.outputs = [names[target]]
+            own[target] = _with_rows(graph, target, region.computed_rows(target, strip))
+            operator.inputs = [own.get(index, index) for index in operator.inputs]
+            operator.outputs = [own[target]]
             if operator_name(model, operator).startswith("RESIZE"):
-                shape = graph.tensors[names[target]].shape
-                operator.inputs = [operator.inputs[0], values(shape[1:3])]
+                size = graph.tensors[own[target]].shape[1:3]
+                operator.inputs = [operator.inputs[0], _integers(model, graph, size)]
             body.append(operator)
-            if target in parts:
-                scale = region.scales[target]
-                if (first, end) != (low, high):
-                    offset, rows = int((first - low) * scale), int((end - first) * scale)
-                    body.append(sliced(names[target], target, offset, rows))
-                parts[target].append(body[-1].outputs[0])
+            if target not in region.outputs:
+                continue
+            if strip.has_halo:
+                first = int((strip.first - strip.low) * region.scales[target])
+                rows = region.given_rows(target, strip)
+                body.append(_slice_of_rows(model, graph, own[target], target, first, rows))
+            pieces[target].append(body[-1].outputs[0])
     joined = [
-        add_operator(model, "CONCATENATION", parts[i], [i], schema.ConcatenationOptionsT(1, 0))
+        add_operator(model, "CONCATENATION", pieces[i], [i], schema.ConcatenationOptionsT(1, 0))
         for i in region.outputs
     ]
     return slices + body + joined
+
+
+def _slice_of_rows(model, graph, source, like, first, rows):
+    """A SLICE of `source`, whose shape is that of tensor `like` but for the rows."""
+    _, _, *rest = graph.tensors[like].shape
+    begin = _integers(model, graph, [0, first, 0, 0])
+    size = _integers(model, graph, [1, rows, *rest])
+    target = _with_rows(graph, like, rows)
+    return add_operator(model, "SLICE", [source, begin, size], [target], schema.SliceOptionsT())
+
+
+def _with_rows(graph, like, rows):
+    """A new tensor like another one, with so many rows."""
+    batch, _, *rest = graph.tensors[like].shape
+    return add_tensor(graph, like, [batch, rows, *rest])
+
+
+def _integers(model, graph, values):
+    return add_constant(model, graph, np.asarray(values, np.int32))
