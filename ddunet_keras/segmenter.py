@@ -29,6 +29,8 @@ MAX_CLASSES = 255
 MAX_VALUES = 2**26
 """Most values of an output: as float32 they take 256 MiB."""
 MAX_THREADS = 1024
+ROUNDING = 1e-3
+"""Most that a probability may be below 0 or over 1, by rounding."""
 
 _TYPES = {
     TensorType.INT8: "int8",
@@ -93,9 +95,13 @@ class Segmenter:
         except TFLiteError as error:
             raise DataError(str(error)) from None
         try:
-            self._kind, self.num_classes = check_segmenter(read_tflite(data))
+            model = read_tflite(data)
+            self._kind, self.num_classes = check_segmenter(model)
         except (DataError, TFLiteError) as error:
             raise DataError(f"{path}: {error}") from None
+        operators = (operator_name(model, operator) for operator in model.subgraphs[0].operators)
+        if delegate is None and EDGE_TPU_OPERATOR in operators:
+            raise DataError(f"{path}: compiled for the Edge TPU: needs delegate edgetpu")
         delegates = None if delegate is None else [_load_delegate(delegate)]
         try:
             with _quiet():
@@ -112,10 +118,7 @@ class Segmenter:
         self._turn = threading.Lock()
 
     def _refused(self, error):
-        reason = first_line(error)
-        if EDGE_TPU_OPERATOR in str(error):
-            reason = "it is compiled for the Edge TPU: needs delegate edgetpu"
-        return DataError(f"{self._path}: LiteRT cannot run it ({reason})")
+        return DataError(f"{self._path}: LiteRT cannot run it ({first_line(error)})")
 
     def predict_probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities of one photo at the size of the file's input.
@@ -126,6 +129,10 @@ class Segmenter:
         Returns:
             float32 (height, width), the probability of cloud; of n > 2 classes
             (height, width, n). A file whose output is a mask gives 0 and 1.
+
+        Raises:
+            ValueError: `image` is no such array.
+            DataError: LiteRT cannot run the file, or its output is no probability.
         """
         pixels = np.ascontiguousarray(resize_image(image, self.image_shape[:2]))[None]
         dtype = self._input["dtype"]
@@ -138,9 +145,16 @@ class Segmenter:
             except RuntimeError as error:
                 raise self._refused(error) from None
             values = self._interpreter.get_tensor(self._output["index"])[0]
-        scale, zero_point = self._output["quantization"]
+        scale, zero_point = self._output["quantization"]  # a scale of 0: there is none
         if scale:
             values = (values.astype(np.float32) - zero_point) * np.float32(scale)
+        limits = {"mask": (0, self.num_classes - 1), "probability": (-ROUNDING, 1 + ROUNDING)}
+        low, high = limits.get(self._kind, (-np.finfo("f4").max, np.finfo("f4").max))
+        if not (low <= values.min() and values.max() <= high):  # NaN is neither
+            raise DataError(
+                f"{self._path}: no {self._kind}: its output has values from {values.min()} to "
+                f"{values.max()}"
+            )
         return as_probabilities(values, self._kind, self.num_classes)
 
     def segment(
@@ -225,7 +239,8 @@ def as_probabilities(values: np.ndarray, kind: str, num_classes: int = 2) -> np.
         return np.eye(num_classes, dtype=np.float32)[values[..., 0].astype(np.intp)]
     values = values.astype(np.float32, copy=False)
     if kind == "logits" and values.shape[-1] == 1:
-        values = 1 / (1 + np.exp(-values))
+        with np.errstate(over="ignore"):  # far below zero it is 0
+            values = 1 / (1 + np.exp(-values))
     elif kind == "logits":
         values = np.exp(values - values.max(axis=-1, keepdims=True))
         values /= values.sum(axis=-1, keepdims=True)

@@ -56,8 +56,8 @@ _DTYPE_NAMES = {code: dtype.name for code, dtype in DTYPES.items()}
 COMPUTING = frozenset((
     "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "DIV",
     "ELU", "FULLY_CONNECTED", "HARD_SWISH", "L2_NORMALIZATION", "LEAKY_RELU", "LOGISTIC",
-    "LOG_SOFTMAX", "MAXIMUM", "MEAN", "MINIMUM", "MUL", "PRELU", "RELU", "RELU6", "RELU_N1_TO_1",
-    "SOFTMAX", "SQUARED_DIFFERENCE", "SUB", "SUM", "TANH", "TRANSPOSE_CONV",
+    "LOG_SOFTMAX", "MAXIMUM", "MEAN", "MINIMUM", "MUL", "PRELU", "QUANTIZE", "RELU", "RELU6",
+    "RELU_N1_TO_1", "SOFTMAX", "SQUARED_DIFFERENCE", "SUB", "SUM", "TANH", "TRANSPOSE_CONV",
 ))
 # fmt: on
 """Operators that calculate with the scales of 8- and 16-bit tensors: LiteRT ends the whole process

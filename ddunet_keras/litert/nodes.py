@@ -62,7 +62,11 @@ class Node:
     def value(self, number: int) -> np.ndarray | None:
         """The value of a constant input, or None for any other."""
         index = self._index(number)
-        return None if index < 0 else constant(self.model, self.graph, index)
+        return None if index < 0 else self.value_of(index)
+
+    def value_of(self, index: int) -> np.ndarray | None:
+        """The value of a constant tensor of its graph, or None for any other."""
+        return constant(self.model, self.graph, index)
 
     def option(self, name: str, default: int = 0) -> int:
         """An option, as "strideW", or `default` where the operator has none of that name."""

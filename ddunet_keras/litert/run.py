@@ -1,142 +1,118 @@
 """Runs a `.tflite` file: LiteRT's reference kernels and XNNPACK, TensorFlow Lite Micro (TFLM).
 
-LiteRT and TFLM end the whole process on files that they do not expect, so what is not known to be
-sound runs in a process of its own (`in_child`).
+What is not known to be sound runs in a process of its own (`ddunet_keras.litert.child`).
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import pickle
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+import time
+from collections.abc import Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ddunet_keras.litert.child import ChildError, NotInstalledError, in_child
 from ddunet_keras.litert.model import (
     DTYPES,
+    TFLiteError,
     constant,
     first_line,
     operator_name,
     read_tflite,
     tensor_bytes,
+    tensor_name,
     write_tflite,
 )
 from ddunet_keras.litert.schedule import PLAN
 
+MAX_ARENA = 2**31 - 64
+"""Largest tensor arena of TFLM, bytes: it counts them in 32 bits."""
 
-class NotInstalledError(RuntimeError):
-    """A program that a check needs is not installed; the message says how to get it."""
+ALLOCATION_BYTES = 512
+"""More than TFLM keeps in its arena for a tensor beside its values."""
 
+MAX_INPUT_BYTES = 2**28
+"""Most bytes of the inputs of a file that is timed or measured."""
 
-class ChildError(RuntimeError):
-    """A child process died or raised; the message is one line with its reason."""
+TIMEOUT = 60
+"""Seconds after which a file that is timed or measured is stopped."""
 
+MEMORY = 2**32
+"""Bytes of address space that timing and measuring may have."""
 
-_CHILD = """
-import pickle, sys
-with open(sys.argv[1], "rb") as file:
-    function, arguments = pickle.load(file)
-try:
-    answer = True, function(*arguments)
-except Exception as error:
-    answer = False, str(error) or type(error).__name__
-with open(sys.argv[1], "wb") as file:
-    pickle.dump(answer, file)
-"""
+MIN_RUNS, MAX_RUNS = 5, 200
+"""Fewest and most runs of which the median time is taken."""
 
 
-def in_child(function, *arguments, timeout=900):
-    """Calls a module's function in a process of its own, which may die without harm to this one.
+# === Inputs ===
 
-    LiteRT and TFLM end the whole process on files that they do not expect, and print to the
-    process's own stderr.
 
-    Returns:
-        (value, text): what the function returned, and everything that the process printed.
+def encode(images: np.ndarray, dtype) -> np.ndarray:
+    """uint8 photos as the input of a file: the pixel itself for uint8, else pixel - 128.
 
-    Raises:
-        ChildError: it raised, died or took over `timeout` seconds.
+    Example:
+
+    >>> encode(np.array([0, 255], np.uint8), np.int8).tolist()
+    [-128, 127]
     """
-    with tempfile.TemporaryDirectory() as folder:
-        box = Path(folder) / "call.pickle"
-        box.write_bytes(pickle.dumps((function, arguments)))
-        paths = os.pathsep.join(path for path in sys.path if path)
-        try:
-            run = subprocess.run(
-                [sys.executable, "-c", _CHILD, str(box)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": paths},
-                timeout=timeout,
-            )
-        except subprocess.TimeoutExpired:
-            raise ChildError(f"stopped after {timeout} seconds") from None
-        text = run.stdout.decode(errors="replace")
-        if run.returncode:
-            code = -run.returncode
-            names = {entry.value: entry.name for entry in signal.Signals}
-            ended = f"the process ended with {names.get(code, f'code {run.returncode}')}"
-            raise ChildError("; ".join([*_reasons(text), ended]))
-        done, value = pickle.loads(box.read_bytes())
-    if not done:
-        raise ChildError("; ".join([*_reasons(text), value]))
-    return value, text
-
-
-def _reasons(text):
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    noise = ("INFO:", "WARNING: All log messages", "I0000", "W0000", "[Recording")
-    return [line for line in lines if not line.startswith(noise)][:2]
-
-
-def run_litert_in_child(data, images, reference):
-    """`run_litert` in a process of its own: some files abort LiteRT's."""
-    return in_child(functools.partial(run_litert, reference=reference), data, images)[0]
-
-
-def encode(images, dtype):
-    """uint8 photos as the input of a file: the pixel itself for uint8, else pixel - 128."""
     if images.dtype == dtype or dtype == np.uint8:
         return images.astype(dtype)
     return (images.astype(np.int16) - 128).astype(dtype)
 
 
-def input_feeds(model, images):
-    """One list of input arrays for each photo."""
+def input_feeds(model: schema.ModelT, images: np.ndarray) -> list[list[np.ndarray]]:
+    """One list of input arrays for each photo.
+
+    Args:
+        model: as `read_tflite` gives it, with one image as input.
+        images: uint8 (n, h, w, 3) photos, or (n, h, w, c) already of the input's type.
+
+    Raises:
+        ValueError: the model has other inputs, or `images` another shape.
+    """
     graph = model.subgraphs[0]
     tensors = [graph.tensors[index] for index in graph.inputs]
     if len(tensors) != 1 or tensors[0].type not in DTYPES:
         raise ValueError(f"a file with one image as input was expected, it has {len(tensors)}")
     images = np.asarray(images)
-    if images.ndim != 4 or list(images.shape[1:]) != tensors[0].shape[1:]:
+    shape = tensors[0].shape[1:]
+    if images.ndim != 4 or list(images.shape[1:]) != shape:
         raise ValueError(
-            f"images must have shape (n, {', '.join(map(str, tensors[0].shape[1:]))}) as the "
-            f"file's input; received {images.shape}"
+            f"images must have shape (n, {', '.join(map(str, shape))}) as the file's input; "
+            f"received {images.shape}"
         )
-    encoded = encode(images, DTYPES[tensors[0].type])
-    return [[image[None]] for image in encoded]
+    return [[image[None]] for image in encode(images, DTYPES[tensors[0].type])]
 
 
-def make_interpreter(data, reference, threads=1, keep=False):
-    """A LiteRT interpreter; `keep` keeps every tensor, for which XNNPACK is left out."""
+# === LiteRT ===
+
+
+def make_interpreter(data: bytes, reference: bool, threads: int = 1, keep: bool = False):
+    """A LiteRT interpreter, ready to run in this process.
+
+    Args:
+        data: bytes of a `.tflite` file.
+        reference: True for the reference kernels, False for XNNPACK as users run it.
+        threads: number of threads.
+        keep: whether every tensor keeps its memory, to be read after a run; XNNPACK is then left
+            out.
+
+    Raises:
+        RuntimeError: LiteRT refuses the file.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+    kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
     if keep and not reference:
-        kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         interpreter = Interpreter(
             model_content=data,
             num_threads=threads,
-            experimental_op_resolver_type=kind,
+            experimental_op_resolver_type=kernels,
             experimental_preserve_all_tensors=keep,
         )
         interpreter.allocate_tensors()
@@ -145,13 +121,14 @@ def make_interpreter(data, reference, threads=1, keep=False):
     return interpreter
 
 
-def invoke(interpreter, feed):
+def invoke(interpreter, feed: Sequence[np.ndarray]) -> None:
+    """Sets the inputs of a LiteRT interpreter, in their order, and runs it."""
     for detail, value in zip(interpreter.get_input_details(), feed, strict=True):
         interpreter.set_tensor(detail["index"], value)
     interpreter.invoke()
 
 
-def run_litert(data, images, *, reference, threads=1) -> np.ndarray:
+def run_litert(data: bytes, images: np.ndarray, *, reference: bool, threads: int = 1) -> np.ndarray:
     """Runs photos through LiteRT in this process.
 
     Args:
@@ -167,6 +144,12 @@ def run_litert(data, images, *, reference, threads=1) -> np.ndarray:
     Raises:
         ValueError: `images` has another shape than the input.
         RuntimeError: LiteRT refuses the file.
+
+    Example:
+
+    >>> data = dd.presets.preset_file("ddunet_c8", "tflite").read_bytes()
+    >>> run_litert(data, np.zeros((1, 256, 256, 3), np.uint8), reference=False).shape
+    (1, 256, 256, 1)
     """
     feeds = input_feeds(read_tflite(data), images)
     interpreter = make_interpreter(data, reference, threads)
@@ -178,58 +161,51 @@ def run_litert(data, images, *, reference, threads=1) -> np.ndarray:
     return np.stack(results)
 
 
-def _tflm_process(data, feeds, arena_bytes, tensors):
-    """In the child: outputs of each feed, or with `tensors` those tensors of the last feed."""
-    from tflite_micro import runtime
+def run_litert_in_child(data: bytes, images: np.ndarray, reference: bool) -> np.ndarray:
+    """`run_litert` in a process of its own: some files abort LiteRT's.
 
-    config = runtime.InterpreterConfig
-    kind = config.kPreserveAllTensors if tensors else config.kAllocationRecording
-    interpreter = runtime.Interpreter.from_bytes(
-        data, arena_size=arena_bytes, intrepreter_config=kind
-    )
-    results = []
-    for feed in feeds:
-        for index, value in enumerate(feed):
-            interpreter.set_input(value, index)
-        interpreter.invoke()
-        results.append(np.array(interpreter.get_output(0)))
-    if tensors:
-        return {i: np.array(interpreter.GetTensor(i, 0)["tensor_data"]) for i in tensors}
-    interpreter.print_allocations()
-    return results
+    Raises:
+        ChildError: LiteRT refuses the file or dies of it, or `images` has another shape.
+    """
+    return in_child(functools.partial(run_litert, reference=reference), data, images)[0]
 
 
-def tflm_feeds(data, feeds, *, arena_kib=None, tensors=()):
-    """As `run_tflm`, for any inputs.
+def measure_latency(data: bytes, threads: int = 1, seconds: float = 1.0) -> float:
+    """Median time of LiteRT with XNNPACK on this machine, milliseconds, in a process of its own.
 
     Args:
-        feeds: one list of input arrays, in their own types, for each run.
-        tensors: indices of tensors whose values after the last run are wanted.
+        data: bytes of a `.tflite` file; it is run on zeros.
+        threads: number of threads.
+        seconds: how long it is run, at least `MIN_RUNS` and at most `MAX_RUNS` times.
 
-    Returns:
-        (values, arena): the first output of each run, or with `tensors` a dict of index -> value
-        and an empty arena.
+    Raises:
+        ChildError: LiteRT does not run the file, or takes over `TIMEOUT` seconds.
     """
-    if importlib.util.find_spec("tflite_micro") is None:
-        raise NotInstalledError(
-            "needs pip install 'ddunet-keras[mcu]' (Linux on x86-64 has the package)"
-        )
-    if arena_kib is None:
-        # as if no two tensors shared memory; what is not touched costs nothing
-        sizes = 0
-        for graph in read_tflite(data).subgraphs:
-            sizes += sum(tensor_bytes(tensor) + 512 for tensor in graph.tensors)
-        arena_bytes = min(2 * sizes + 4 * len(data) + 2**22, 2**31 - 64)
-    else:
-        arena_bytes = int(arena_kib * 1024)
-    values, text = in_child(_tflm_process, data, feeds, arena_bytes, tuple(tensors))
-    found = dict(re.findall(r"Arena allocation (total|head|tail) (\d+) bytes", text))
-    if not tensors and len(found) != 3:
-        raise ChildError("TFLM did not print its arena")
-    return values, {key: int(value) for key, value in found.items()}
+    return in_child(_latency, data, threads, seconds, timeout=TIMEOUT, memory=MEMORY)[0]
 
 
-def run_tflm(data, images, *, arena_kib=None):
+def _latency(data, threads, seconds):
+    """In the child."""
+    interpreter = make_interpreter(data, reference=False, threads=threads)
+    feed = [np.zeros(d["shape"], d["dtype"]) for d in interpreter.get_input_details()]
+    invoke(interpreter, feed)
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < MIN_RUNS or (
+        time.perf_counter() - start < seconds and len(times) < MAX_RUNS
+    ):
+        before = time.perf_counter()
+        interpreter.invoke()
+        times.append(1000 * (time.perf_counter() - before))
+    return float(np.median(times[len(times) // 5 :]))  # the first fifth warms up
+
+
+# === TensorFlow Lite Micro ===
+
+
+def run_tflm(
+    data: bytes, images: np.ndarray, *, arena_kib: float | None = None
+) -> tuple[np.ndarray, dict[str, int]]:
     """Runs photos through TensorFlow Lite Micro's kernels, in a process of its own.
 
     Args:
@@ -238,26 +214,130 @@ def run_tflm(data, images, *, arena_kib=None):
 
     Returns:
         (outputs, arena): outputs (n, ...) as `run_litert`; arena, the bytes in use as TFLM's
-        recording allocator prints them: `head` for the maps, `tail` for its records of operators
-        and tensors (pointers of 8 bytes: a 32-bit device needs less), `total`.
+        recording allocator prints them: `head` for the feature maps, `tail` for its persistent
+        allocations of operators and tensors (with pointers of 8 bytes: a 32-bit device needs
+        less), `total`.
 
     Raises:
         NotInstalledError: tflite_micro is not installed.
         ChildError: TFLM refuses the file or the arena is too small; the message is what it prints.
         ValueError: `images` has another shape than the input.
     """
-    values, arena = tflm_feeds(data, input_feeds(read_tflite(data), images), arena_kib=arena_kib)
-    return np.stack([value[0] for value in values]), arena
+    feeds = input_feeds(read_tflite(data), images)
+    values, text = _in_tflm(_tflm_outputs, data, feeds, arena_kib=arena_kib)
+    return np.stack([value[0] for value in values]), _printed_arena(text)
+
+
+def measure_arena(data: bytes) -> dict[str, int]:
+    """Bytes that TFLM needs for a file with any inputs, which is run on zeros.
+
+    Returns:
+        {"total", "head", "tail"}, as `run_tflm`.
+
+    Raises:
+        NotInstalledError: tflite_micro is not installed.
+        ChildError: TFLM refuses the file, dies or takes over `TIMEOUT` seconds.
+        TFLiteError: the inputs have no numeric type, or over `MAX_INPUT_BYTES`.
+    """
+    graph = read_tflite(data).subgraphs[0]
+    tensors = [graph.tensors[index] for index in graph.inputs]
+    size = sum(tensor_bytes(tensor) for tensor in tensors)
+    if size > MAX_INPUT_BYTES:
+        raise TFLiteError(f"its inputs take {size:,} bytes, at most {MAX_INPUT_BYTES:,} are tried")
+    feed = [np.zeros(tensor.shape, DTYPES[tensor.type]) for tensor in tensors]
+    _, text = _in_tflm(_tflm_outputs, data, [feed], timeout=TIMEOUT, memory=MEMORY)
+    return _printed_arena(text)
+
+
+def tflm_tensors(
+    data: bytes, feed: Sequence[np.ndarray], tensors: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Values of any tensors after a run of TFLM, which keeps all of them for it.
+
+    Args:
+        data: bytes of a `.tflite` file.
+        feed: the input arrays, in their own types.
+        tensors: indices of the tensors.
+
+    Raises:
+        NotInstalledError, ChildError: as `run_tflm`.
+    """
+    return _in_tflm(_tflm_tensors, data, feed, tuple(tensors))[0]
+
+
+def _in_tflm(function, data, *arguments, arena_kib=None, **limits):
+    """Calls `function(data, arena_bytes, *arguments)` in a child process."""
+    if importlib.util.find_spec("tflite_micro") is None:
+        raise NotInstalledError(
+            "needs pip install 'ddunet-keras[mcu]' (Linux on x86-64 has the package)"
+        )
+    if arena_kib is None:
+        # as if no two tensors shared memory; what is not touched costs nothing
+        graphs = read_tflite(data).subgraphs
+        tensors = [tensor for graph in graphs for tensor in graph.tensors]
+        sizes = sum(tensor_bytes(tensor) + ALLOCATION_BYTES for tensor in tensors)
+        arena_bytes = min(2 * sizes + 4 * len(data) + 2**22, MAX_ARENA)
+    else:
+        arena_bytes = int(arena_kib * 1024)
+    return in_child(function, data, arena_bytes, *arguments, **limits)
+
+
+def _printed_arena(text):
+    found = dict(re.findall(r"Arena allocation (total|head|tail) (\d+) bytes", text))
+    if len(found) != 3:
+        raise ChildError("TFLM did not print its arena")
+    return {key: int(value) for key, value in found.items()}
+
+
+def _tflm_interpreter(data, arena_bytes, keep):
+    from tflite_micro import runtime
+
+    config = runtime.InterpreterConfig
+    kind = config.kPreserveAllTensors if keep else config.kAllocationRecording
+    return runtime.Interpreter.from_bytes(
+        data,
+        arena_size=arena_bytes,
+        intrepreter_config=kind,  # the package spells it so
+    )
+
+
+def _tflm_outputs(data, arena_bytes, feeds):
+    """In the child: the first output of each feed; prints the arena."""
+    interpreter = _tflm_interpreter(data, arena_bytes, keep=False)
+    results = []
+    for feed in feeds:
+        for index, value in enumerate(feed):
+            interpreter.set_input(value, index)
+        interpreter.invoke()
+        results.append(np.array(interpreter.get_output(0)))
+    interpreter.print_allocations()
+    return results
+
+
+def _tflm_tensors(data, arena_bytes, feed, tensors):
+    """In the child."""
+    interpreter = _tflm_interpreter(data, arena_bytes, keep=True)
+    for index, value in enumerate(feed):
+        interpreter.set_input(value, index)
+    interpreter.invoke()
+    return {index: np.array(interpreter.GetTensor(index, 0)["tensor_data"]) for index in tensors}
 
 
 # === Which operator it was ===
 
 
-def first_difference(data, feed) -> str:
+def first_difference(data: bytes, feed: Sequence[np.ndarray]) -> str:
     """Names the first operator that TFLM computes otherwise than LiteRT's reference kernels.
 
     Both keep every tensor for it, so that nothing shares memory: if no operator differs then, the
     file's memory plan lets one tensor overwrite another.
+
+    Args:
+        data: bytes of a `.tflite` file that LiteRT runs.
+        feed: the input arrays, in their own types.
+
+    Raises:
+        NotInstalledError, ChildError: as `run_tflm`.
     """
     model = read_tflite(data)
     graph = model.subgraphs[0]
@@ -265,52 +345,60 @@ def first_difference(data, feed) -> str:
     interpreter = make_interpreter(data, reference=True, keep=True)
     invoke(interpreter, feed)
     model.metadata = [entry for entry in model.metadata if entry.name != PLAN]
-    micro, _ = tflm_feeds(write_tflite(model), [feed], tensors=written)
+    micro = tflm_tensors(write_tflite(model), feed, written)
     for number, operator in enumerate(graph.operators):
         for index in operator.outputs:
             expected, received = interpreter.get_tensor(index), micro[index]
-            if np.array_equal(expected.ravel(), received.ravel()):
-                continue
             wrong = np.count_nonzero(expected.ravel() != received.ravel())
-            return f"{operator_text(model, number)}: {wrong} of {expected.size} values differ"
+            if wrong:
+                text = operator_text(model, number)
+                return f"{text}: {wrong} of {expected.size} values differ"
     return "no operator by itself: the memory plan lets one tensor overwrite another"
 
 
-def refused_operator(data) -> str:
-    """Names the first operator that XNNPACK does not take, each tried in a file of its own."""
+def refused_operator(data: bytes) -> str:
+    """Names the first operator that XNNPACK does not take, each tried in a file of its own.
+
+    LiteRT may die of it: to be called by `in_child`.
+    """
     model = read_tflite(data)
     graph = model.subgraphs[0]
     for number, operator in enumerate(graph.operators):
-        used = {i for i in operator.inputs + operator.outputs if i >= 0}
-        kept = {graph.tensors[i].buffer for i in used}
-        part = schema.SubGraphT()
-        part.tensors, part.operators = graph.tensors, [operator]
-        part.outputs = operator.outputs
-        part.inputs = [i for i in operator.inputs if i >= 0 and constant(model, graph, i) is None]
-        alone = schema.ModelT()
-        alone.version, alone.operatorCodes, alone.subgraphs = 3, model.operatorCodes, [part]
-        alone.buffers = [
-            buffer if i in kept else schema.BufferT() for i, buffer in enumerate(model.buffers)
-        ]
         try:
-            make_interpreter(write_tflite(alone), reference=False)
+            make_interpreter(write_tflite(_alone(model, operator)), reference=False)
         except RuntimeError:
-            scales = {
-                i: [f"{scale:.3g}" for scale in quantization.scale[:3]]
-                for i in used
-                if (quantization := graph.tensors[i].quantization) is not None
-                and quantization.scale is not None
-            }
+            scales = {}
+            for index in operator.inputs + operator.outputs:
+                quantization = graph.tensors[index].quantization if index >= 0 else None
+                if quantization is not None and quantization.scale is not None:
+                    scales[index] = [f"{scale:.3g}" for scale in quantization.scale[:3]]
             return f"{operator_text(model, number)} with scales {scales}"
     return "no operator by itself"
 
 
-def operator_text(model, number):
+def _alone(model, operator):
+    """A model of one operator of the first subgraph."""
+    graph = model.subgraphs[0]
+    part = schema.SubGraphT()
+    part.tensors, part.operators = graph.tensors, [operator]
+    part.inputs = [i for i in operator.inputs if i >= 0 and constant(model, graph, i) is None]
+    part.outputs = operator.outputs
+    kept = {graph.tensors[i].buffer for i in operator.inputs + operator.outputs if i >= 0}
+    alone = schema.ModelT()
+    alone.version, alone.operatorCodes, alone.subgraphs = 3, model.operatorCodes, [part]
+    alone.buffers = [
+        buffer if index in kept else schema.BufferT() for index, buffer in enumerate(model.buffers)
+    ]
+    return alone
+
+
+def operator_text(model: schema.ModelT, number: int) -> str:
+    """An operator of the first subgraph in words: its number, kind and output."""
     graph = model.subgraphs[0]
     operator = graph.operators[number]
     index = operator.outputs[0]
-    name = (graph.tensors[index].name or b"").decode(errors="replace")
+    tensor = graph.tensors[index]
     return (
-        f"operator {number} ({operator_name(model, operator)}), output tensor {index} {name!r} of "
-        f"shape {graph.tensors[index].shape}"
+        f"operator {number} ({operator_name(model, operator)}), output tensor {index} "
+        f"{tensor_name(tensor)!r} of shape {tensor.shape}"
     )

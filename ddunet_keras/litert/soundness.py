@@ -18,7 +18,6 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.litert.model import (
-    COMPUTING,
     DTYPES,
     TFLiteError,
     dtype_name,
@@ -321,7 +320,7 @@ def check_sound(model: schema.ModelT) -> None:
     count = len(graph.operators)
     _require(count <= MAX_OPERATORS, f"it has {count:,} operators, at most {MAX_OPERATORS:,} run")
     listed = nodes(model)
-    halves = _float16_constants(model, listed)
+    halves = _float16_constants(listed)
     for index in {index for node in listed for index, _ in node.tensors()} | set(graph.inputs):
         _check_tensor(graph.tensors[index], index)
     for node in listed:
@@ -338,14 +337,13 @@ def check_sound(model: schema.ModelT) -> None:
     _check_memory(graph)
 
 
-def _float16_constants(model, listed):
+def _float16_constants(listed):
     """Indices of the tensors that a DEQUANTIZE makes of a constant."""
     return {
-        node.operator.outputs[0]
+        index
         for node in listed
-        if node.kind == "DEQUANTIZE"
-        and node.operator.outputs
-        and model.buffers[node.graph.tensors[node.operator.inputs[0]].buffer].data is not None
+        if node.kind == "DEQUANTIZE" and node.value(0) is not None
+        for index in node.operator.outputs
     }
 
 
@@ -418,8 +416,7 @@ def _check_node(node, halves):
         _require(fixed, f"its input {number} is not constant")
     expected, received = rule.shapes(node), [tensor.shape for tensor in node.outputs]
     _require(expected == received, f"its output has shape {received[:2]}, not {expected[:2]}")
-    if node.kind in COMPUTING:
-        _check_scales(node)
+    _check_scales(node)
     if node.kind.endswith("CONV_2D"):
         _check_workspace(node)
 
@@ -429,7 +426,8 @@ def _check_scales(node):
     weights = node.operator.inputs[1] if node.kind.endswith("CONV_2D") else None
     scales = {}
     for index, tensor in node.tensors():
-        if index != weights and dtype_name(tensor) in ("int8", "uint8"):
+        scaled = tensor.quantization is not None and tensor.quantization.scale is not None
+        if scaled and index != weights and dtype_name(tensor) in ("int8", "uint8"):
             values = tensor.quantization.scale
             _require(len(values) == 1, f"tensor {index} has {len(values)} scales")
             scales[index] = float(values[0])
