@@ -8,15 +8,21 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddunet_keras import __version__
+from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.data.splits import Split, make_split, trained_on
 from ddunet_keras.evaluation import evaluate, markdown_table
 from ddunet_keras.files import DataError, write_json, write_text
 from ddunet_keras.presets import WEIGHTS
+from ddunet_keras.recipes import AblationConfig
+from ddunet_keras.segmenter import Segmenter
 
 TFLITE = Path(__file__).parents[1] / "tflite" / "models"
 """Where a clone has the int8 files: NAME_SIZE.tflite of the model NAME."""
@@ -24,7 +30,17 @@ TFLITE = Path(__file__).parents[1] / "tflite" / "models"
 _SCORES = ("accuracy", "precision", "recall", "f1", "miou")
 
 
-def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=None) -> dict:
+# === The models that ship ===
+
+
+def benchmark(
+    datasets: Sequence[Dataset],
+    *,
+    weights: Path = WEIGHTS,
+    files: Path = TFLITE,
+    sizes: Sequence[int] | None = None,
+    progress: Callable[[str], Any] | None = None,
+) -> dict:
     """Scores every model that ships, float and int8, on images that it was not trained on.
 
     A model is scored on the test part of the split that it was trained by, and of a further data
@@ -46,49 +62,23 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
     Raises:
         DataError: no model is there, or none was trained on a data set like one of these.
     """
-    from ddunet_keras.model import load_model
-    from ddunet_keras.segmenter import Segmenter
-
     say = progress or (lambda line: None)
     runs = sorted(Path(weights).glob("*/run.json"))
     if not runs:
         raise DataError(f"{weights}: holds no models; benchmark needs a clone of the repository")
-    rows, segmenters = [], {}
+    rows: list[dict] = []
+    segmenters: dict[str, Segmenter] = {}
     for path in runs:
-        name, run = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
-        split = Split.load(path.parent / "split.json")
-        int8 = {
-            segmenter.image_shape[:2]: (file, segmenter)
-            for file in sorted(Path(files).glob(f"{name}_[0-9]*.tflite"))
-            for segmenter in [Segmenter(file, threads=1)]
-            if not sizes or segmenter.image_shape[0] in sizes
-        }
-        shapes = sorted(int8) or [tuple(run["settings"]["image_size"])]
-        places = [(dataset, *_unseen(dataset, split, path.parent)) for dataset in datasets]
-        places = [place for place in places if place[1]]
-        if not places:
-            continue
-        segmenters |= {file.name: segmenter for file, segmenter in int8.values()}
-        model = load_model(path.parent / f"{name}.keras")
-        floats = {shape: model.resized((*shape, 3)) for shape in shapes}
-        for dataset, names, protocol in places:
-            about = {
-                "model": name,
-                "variant": run["settings"]["variant"],
-                "base_channels": run["settings"]["base_channels"],
-                "protocol": protocol,
-                "data": dataset.root.name,
-            }
-            for shape in shapes:
-                forms = {"float32": (None, floats[shape])}
-                forms |= {"int8": int8[shape]} if shape in int8 else {}
-                for dtype, (file, predictor) in forms.items():
-                    say(f"{name}, {protocol}, {dataset.root.name}, {shape}, {dtype}")
-                    result = evaluate(predictor.predict_probabilities, dataset, names)
-                    form = about | {"dtype": dtype, "size": list(shape)}
-                    form |= _costs(file) if file is not None else {}
-                    for group, scores in result.groups.items():
-                        rows.append(form | {"group": group} | _row(scores))
+        shipped = _open_shipped(path.parent, Path(files), sizes)
+        tests = [
+            (dataset, names, protocol)
+            for dataset in datasets
+            for names, protocol in [_unseen(dataset, shipped.split, shipped.folder)]
+            if names
+        ]
+        if tests:
+            segmenters |= {file.name: segmenter for file, segmenter in shipped.int8.values()}
+            rows += _score(shipped, tests, say)
     if not rows:
         raise DataError("no model that ships was trained on data of these layouts")
     say(f"timing {len(segmenters)} int8 files")
@@ -99,9 +89,68 @@ def benchmark(datasets, *, weights=WEIGHTS, files=TFLITE, sizes=None, progress=N
     return {"about": _about(), "rows": rows}
 
 
+@dataclass(frozen=True)
+class _Shipped:
+    """A model that ships: its folder and training, and its int8 files by (height, width)."""
+
+    folder: Path
+    settings: dict
+    split: Split
+    int8: dict[tuple[int, int], tuple[Path, Segmenter]]
+
+    @property
+    def name(self):
+        return self.folder.name
+
+    @property
+    def shapes(self):
+        return sorted(self.int8) or [tuple(self.settings["image_size"])]
+
+
+def _open_shipped(folder, files, sizes):
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    int8 = {}
+    for file in sorted(files.glob(f"{folder.name}_[0-9]*.tflite")):
+        segmenter = Segmenter(file, threads=1)
+        height, width = segmenter.image_shape[:2]
+        if not sizes or height in sizes:
+            int8[height, width] = (file, segmenter)
+    return _Shipped(folder, run["settings"], Split.load(folder / "split.json"), int8)
+
+
+def _score(shipped, tests, say):
+    """Rows of one model: each data set, size, dtype and group."""
+    from ddunet_keras.model import load_model  # only here: it imports Keras
+
+    model = load_model(shipped.folder / f"{shipped.name}.keras")
+    rows = []
+    for dataset, names, protocol in tests:
+        for shape in shipped.shapes:
+            about = {
+                "model": shipped.name,
+                "variant": shipped.settings["variant"],
+                "base_channels": shipped.settings["base_channels"],
+                "protocol": protocol,
+                "data": dataset.root.name,
+                "size": list(shape),
+            }
+            forms = [("float32", model.resized((*shape, 3)), {})]
+            if shape in shipped.int8:
+                file, segmenter = shipped.int8[shape]
+                forms.append(("int8", segmenter, _costs(file)))
+            for dtype, predictor, costs in forms:
+                say(f"{shipped.name}, {protocol}, {dataset.root.name}, {shape}, {dtype}")
+                result = evaluate(predictor.predict_probabilities, dataset, names)
+                for group, scores in result.groups.items():
+                    row = {**about, "dtype": dtype, **costs, "group": group}
+                    rows.append(row | _row(scores))
+    return rows
+
+
 def _milliseconds(segmenters, dataset, count=50):
     """Median time that each takes for a photo, in turns: a machine's pace changes with minutes."""
-    samples, seconds = list(dataset), {name: [] for name in segmenters}
+    samples = list(dataset)
+    seconds = {name: [] for name in segmenters}
     for index in np.linspace(0, len(samples), min(count, len(samples)), endpoint=False, dtype=int):
         image, _ = dataset.load(samples[index])
         for name, segmenter in segmenters.items():
@@ -134,7 +183,8 @@ def _row(group):
 
 
 def _costs(file):
-    costs, report = {"file": file.name, "bytes": file.stat().st_size}, file.with_suffix(".json")
+    costs = {"file": file.name, "bytes": file.stat().st_size}
+    report = file.with_suffix(".json")
     if report.is_file():
         arena = json.loads(report.read_text(encoding="utf-8"))["verification"].get("arena")
         costs["arena"] = arena and arena["total"]
@@ -155,68 +205,79 @@ def _about():
     }
 
 
-def _percent(value, digits=1):
-    return f"{100 * value:.{digits}f}"
-
-
 def _head(title, about):
     commit = f", commit {about['commit'][:12]}" if about["commit"] else ""
     return [f"# {title}", f"`{about['command']}`, version {about['ddunet_keras']}{commit}."]
 
 
-def benchmark_markdown(result) -> str:
+def _percent(share):
+    return f"{100 * share:.1f}"
+
+
+def benchmark_markdown(result: dict) -> str:
     """The tables of `benchmark`, one for each data set and protocol."""
     parts = _head("Benchmark", result["about"])
     parts.append("In percent; " + result["about"]["averaging"] + ".")
-    header = ("Model", "Size", "Type", "Set", "Images", "Accuracy", "F", "MIoU")
-    header += ("MIoU, pooled", "Cover error, points", "Within 1 okta", "int8 - float: accuracy")
-    header += ("MIoU",)
-    places = dict.fromkeys((row["data"], row["protocol"]) for row in result["rows"])
-    for place in places:
-        lines, floats = [], {}
-        for row in result["rows"]:
-            if (row["data"], row["protocol"]) != place:
-                continue
-            key = row["model"], tuple(row["size"]), row["group"]
-            floats.setdefault(key, row)
-            deltas = ("", "")
-            if row["dtype"] != "float32" and floats[key] is not row:
-                deltas = (
-                    f"{100 * (row[score] - floats[key][score]):+.2f}"
-                    for score in ("accuracy", "miou")
-                )
-            scores = (row["accuracy"], row["f1"], row["miou"], row["pooled_miou"])
-            lines.append(
-                [row["model"], "x".join(map(str, row["size"])), row["dtype"], row["group"]]
-                + [row["images"], *map(_percent, scores), f"{row['cover_error']:.1f}"]
-                + [_percent(row["within_1_okta"]), *deltas]
-            )
-        parts += [f"## {place[0]}, protocol: {place[1]}", "\n".join(markdown_table(header, lines))]
+    for data, protocol in dict.fromkeys((row["data"], row["protocol"]) for row in result["rows"]):
+        rows = [row for row in result["rows"] if (row["data"], row["protocol"]) == (data, protocol)]
+        parts += [f"## {data}, protocol: {protocol}", _score_table(rows)]
     costs = {row["file"]: row for row in result["rows"] if "file" in row}
     if costs:
-        lines = [
-            [file, f"{row['bytes'] / 1000:.0f}", row.get("arena") and f"{row['arena'] / 1024:.0f}"]
-            + [f"{row['milliseconds']:.0f}"]
-            for file, row in costs.items()
-        ]
-        header = ("File", "kB", "TFLM arena, KiB", "ms a photo, one thread here")
-        parts += ["## The int8 files", "\n".join(markdown_table(header, lines))]
+        parts += ["## The int8 files", _cost_table(costs)]
     return "\n\n".join(parts) + "\n"
 
 
+def _score_table(rows):
+    header = (
+        *("Model", "Size", "Type", "Set", "Images", "Accuracy", "F", "MIoU", "MIoU, pooled"),
+        *("Cover error, points", "Within 1 okta", "int8 - float: accuracy", "MIoU"),
+    )
+    floats = {_form(row): row for row in rows if row["dtype"] == "float32"}
+    lines = []
+    for row in rows:
+        other = floats.get(_form(row), row)
+        deltas = [f"{100 * (row[key] - other[key]):+.2f}" for key in ("accuracy", "miou")]
+        if other is row:
+            deltas = ["", ""]
+        lines.append(
+            [
+                row["model"],
+                "x".join(str(side) for side in row["size"]),
+                row["dtype"],
+                row["group"],
+                row["images"],
+                *(_percent(row[key]) for key in ("accuracy", "f1", "miou", "pooled_miou")),
+                f"{row['cover_error']:.1f}",
+                _percent(row["within_1_okta"]),
+                *deltas,
+            ]
+        )
+    return "\n".join(markdown_table(header, lines))
+
+
+def _form(row):
+    """What a float row and its int8 row have in common."""
+    return row["model"], tuple(row["size"]), row["group"]
+
+
+def _cost_table(costs):
+    lines = []
+    for file, row in costs.items():
+        arena = f"{row['arena'] / 1024:.0f}" if row.get("arena") else ""
+        lines.append([file, f"{row['bytes'] / 1000:.0f}", arena, f"{row['milliseconds']:.0f}"])
+    header = ("File", "kB", "TFLM arena, KiB", "ms a photo, one thread here")
+    return "\n".join(markdown_table(header, lines))
+
+
+# === Variants trained alike ===
+
+
 def ablate(
-    data,
-    out,
+    data: str | Path,
+    out: str | Path,
     *,
-    variants=("baseline", "dmsc", "full"),
-    base_channels=(4,),
-    protocols=("date",),
-    seeds=(0, 1, 2),
-    recipe="default",
-    image_size=(96, 96),
-    epochs=30,
-    layout=None,
-    progress=None,
+    progress: Callable[[str], Any] | None = None,
+    **settings: Any,
 ) -> dict:
     """Trains variants of the network alike, on the same splits, and scores each on its test part.
 
@@ -226,10 +287,9 @@ def ablate(
     Args:
         data: folder of a data set.
         out: folder for the trainings, `ablation.json` and `ablation.md`.
-        variants, base_channels, protocols, seeds: every combination is trained.
-        recipe, image_size, epochs: of every training.
-        layout: of `open_dataset`.
         progress: called with a line of text at each training, or None.
+        **settings: the other fields of `ddunet_keras.recipes.AblationConfig`, which says what each
+            is.
 
     Returns:
         "about", "settings" and "rows": one for each training; `ablation_markdown` has means and
@@ -237,49 +297,73 @@ def ablate(
 
     Raises:
         DataError: a training failed; its last line is in the message.
+        ValueError: a setting is out of its range.
     """
-    from ddunet_keras.data.datasets import open_dataset
-    from ddunet_keras.model import load_model
-
-    out, rows = Path(out), []
-    dataset = open_dataset(data, layout)
-    settings = {"recipe": recipe, "image_size": list(image_size), "epochs": epochs}
-    for protocol, seed, width, variant in [
-        (p, s, w, v) for p in protocols for s in seeds for w in base_channels for v in variants
-    ]:
-        name = f"{variant}_c{width}_{protocol}_{seed}"
-        folder = out / name
-        done = folder / "evaluation.json"
-        if not done.is_file():
+    config = AblationConfig(Path(data), Path(out), **settings)
+    dataset = open_dataset(config.data, config.layout)
+    training = {
+        "recipe": config.recipe,
+        "image_size": list(config.image_size),
+        "epochs": config.epochs,
+    }
+    combinations = [
+        {"protocol": protocol, "seed": seed, "variant": variant, "base_channels": width}
+        for protocol in config.protocols
+        for seed in config.seeds
+        for width in config.base_channels
+        for variant in config.variants
+    ]
+    rows = []
+    result = {"about": _about(), "settings": training, "rows": rows}
+    for one in combinations:
+        name = "{variant}_c{base_channels}_{protocol}_{seed}".format(**one)
+        folder = config.out / name
+        if not (folder / "evaluation.json").is_file():
             if progress is not None:
                 progress(f"training {name}")
-            options = {"protocol": protocol, "seed": seed, "variant": variant} | settings
-            options |= {"base_channels": width, "out": folder}
-            options |= {"layout": layout} if layout else {}
-            command = [sys.executable, "-m", "ddunet_keras", "train", str(data)]
-            for key, value in options.items():
-                value = ",".join(map(str, value)) if key == "image_size" else str(value)
-                command += [f"--{key.replace('_', '-')}", value]
-            command += ["--resume"] * (folder / "run.json").is_file()
-            process = subprocess.run(command, capture_output=True, text=True)
-            if process.returncode:
-                last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-                raise DataError(f"{name}: the training failed ({last})")
-            split = make_split(dataset, protocol, seed)
-            model = load_model(folder / "best.keras")
-            result = evaluate(model.predict_probabilities, dataset, split.test, protocol=protocol)
-            write_json(done, result.to_dict())
-        overall = list(json.loads(done.read_text(encoding="utf-8"))["groups"].values())[-1]
+            _train_one(config, one, folder)
+            _evaluate_one(dataset, one, folder)
+        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        *_, overall = evaluation["groups"].values()
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        row = {"protocol": protocol, "seed": seed, "variant": variant, "base_channels": width}
-        rows.append(row | {"parameters": run["parameters"]} | _row(overall))
-        result = {"about": _about(), "settings": settings, "rows": rows}
-        write_json(out / "ablation.json", result)
-        write_text(out / "ablation.md", ablation_markdown(result))
+        rows.append({**one, "parameters": run["parameters"], **_row(overall)})
+        write_json(config.out / "ablation.json", result)
+        write_text(config.out / "ablation.md", ablation_markdown(result))
     return result
 
 
-def ablation_markdown(result) -> str:
+def _train_one(config, one, folder):
+    """`ddunet train` in a process of its own, which gives its memory back when it ends."""
+    options = {
+        **one,
+        "recipe": config.recipe,
+        "image_size": ",".join(str(side) for side in config.image_size),
+        "epochs": config.epochs,
+        "out": folder,
+    }
+    if config.layout:
+        options["layout"] = config.layout
+    command = [sys.executable, "-m", "ddunet_keras", "train", str(config.data)]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    if (folder / "run.json").is_file():
+        command.append("--resume")
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DataError(f"{folder.name}: the training failed ({last})")
+
+
+def _evaluate_one(dataset, one, folder):
+    from ddunet_keras.model import load_model  # only here: it imports Keras
+
+    split = make_split(dataset, one["protocol"], one["seed"])
+    model = load_model(folder / "best.keras")
+    result = evaluate(model.predict_probabilities, dataset, split.test, protocol=one["protocol"])
+    write_json(folder / "evaluation.json", result.to_dict())
+
+
+def ablation_markdown(result: dict) -> str:
     """Table II: mean and standard deviation over the seeds, and the difference to the first
     variant on the same splits."""
     parts = _head("Variants trained alike", result["about"])
@@ -288,28 +372,49 @@ def ablation_markdown(result) -> str:
         "In percent; mean ± standard deviation over the splits; the difference is the mean, ± its "
         "standard error, of the differences on equal splits. " + result["about"]["averaging"] + "."
     )
-    header = ("Variant", "Channels", "Parameters", "Splits", "Accuracy", "MIoU", "MIoU, pooled")
-    header += ("Cover error, points", "MIoU - first variant's")
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["protocol"] == protocol]
-        lines, first = [], {}
-        for key in dict.fromkeys((row["base_channels"], row["variant"]) for row in rows):
-            mine = [row for row in rows if (row["base_channels"], row["variant"]) == key]
-            first.setdefault(key[0], {row["seed"]: row["miou"] for row in mine})
-            pairs = [(row["miou"], first[key[0]].get(row["seed"])) for row in mine]
-            differences = [100 * (a - b) for a, b in pairs if b is not None]
-            cells = [
-                _spread([scale * row[score] for row in mine])
-                for score, scale in (("accuracy", 100), ("miou", 100), ("pooled_miou", 100))
-                + (("cover_error", 1),)
-            ]
-            error = len(differences) ** 0.5
-            cells.append(_spread(differences, "+.1f", error) if any(differences) else "")
-            lines.append([key[1], key[0], f"{mine[0]['parameters']:,}", len(mine), *cells])
-        parts += [f"## Protocol {protocol}", "\n".join(markdown_table(header, lines))]
+        parts += [f"## Protocol {protocol}", _variant_table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def _spread(values, form=".1f", divisor=1.0):
-    deviation = f" ± {np.std(values, ddof=1) / divisor:.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):{form}}{deviation}"
+def _variant_table(rows):
+    header = (
+        *("Variant", "Channels", "Parameters", "Splits", "Accuracy", "MIoU", "MIoU, pooled"),
+        *("Cover error, points", "MIoU - first variant's"),
+    )
+    lines = []
+    first: dict[int, dict[int, float]] = {}  # width -> seed -> MIoU of its first variant
+    for width, variant in dict.fromkeys((row["base_channels"], row["variant"]) for row in rows):
+        mine = [row for row in rows if (row["base_channels"], row["variant"]) == (width, variant)]
+        reference = first.setdefault(width, {row["seed"]: row["miou"] for row in mine})
+        differences = [
+            100 * (row["miou"] - reference[row["seed"]]) for row in mine if row["seed"] in reference
+        ]
+        lines.append(
+            [
+                variant,
+                width,
+                f"{mine[0]['parameters']:,}",
+                len(mine),
+                *(
+                    _spread([100 * row[score] for row in mine])
+                    for score in ("accuracy", "miou", "pooled_miou")
+                ),
+                _spread([row["cover_error"] for row in mine]),
+                _difference(differences) if any(differences) else "",
+            ]
+        )
+    return "\n".join(markdown_table(header, lines))
+
+
+def _spread(values):
+    """Mean and, of two values or more, standard deviation."""
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def _difference(values):
+    """Mean, with its sign, and standard error of the mean."""
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):+.1f}{error}"

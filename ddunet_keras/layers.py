@@ -466,7 +466,12 @@ class UpConvBNReLU(keras.layers.Layer):
         x = self.conv(inputs)
         if self.upsampling == "bilinear":
             size = (2 * inputs.shape[1], 2 * inputs.shape[2])
-            resized = ops.image.resize(x, size, "bilinear", data_format="channels_last")
+            # float32 goes in and comes out: TensorFlow resizes to float32 whatever goes in, while
+            # XLA keeps float16 and then finds that the two disagree
+            dtype = keras.backend.result_type(x.dtype, "float32")
+            resized = ops.image.resize(
+                ops.cast(x, dtype), size, "bilinear", data_format="channels_last"
+            )
             x = ops.cast(resized, x.dtype)
         else:
             x = _upsample_axis(_upsample_axis(x, 1), 2)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from .files import IGNORE
-from .images import align_corners_matrix
-from .layers import PACKAGE
+from ddunet_keras.files import IGNORE
+from ddunet_keras.images import align_corners_matrix
+from ddunet_keras.layers import PACKAGE
 
 
 def _resize(maps, size):
@@ -89,6 +89,16 @@ class SegmentationLoss(keras.losses.Loss):
         self.iou_weight = iou_weight
         self.saturating = saturating
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is not None:
+            shape = tuple(ops.convert_to_tensor(sample_weight).shape)
+            if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
+                raise ValueError(
+                    "`sample_weight` must be (batch,), one weight for each image; label a pixel "
+                    f"{self.ignore_label} to leave it out. Received shape: {shape}"
+                )
+        return super().__call__(y_true, y_pred, sample_weight)
+
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")
         labels = _squeeze(ops.convert_to_tensor(y_true))
@@ -136,7 +146,10 @@ class SegmentationLoss(keras.losses.Loss):
 
 
 class _ConfusionMetric(keras.metrics.Metric):
-    """Sums a confusion matrix over all pixels that count, [true, predicted]."""
+    """Sums a confusion matrix over all pixels that count, [true, predicted].
+
+    `sample_weight` of `update_state` is (batch,): one weight for each image.
+    """
 
     def __init__(self, num_classes=2, ignore_label=IGNORE, name=None, **kwargs):
         super().__init__(name=name, **kwargs)
@@ -153,10 +166,11 @@ class _ConfusionMetric(keras.metrics.Metric):
         else:
             predicted = ops.argmax(y_pred, axis=-1)
         labels = ops.where(valid, ops.cast(labels, "int32"), -1)  # one_hot of -1 is nothing
-        true, predicted = (
-            ops.reshape(ops.one_hot(a, self.num_classes, dtype="float32"), (-1, self.num_classes))
-            for a in (labels, ops.cast(predicted, "int32"))
-        )
+        true = ops.one_hot(labels, self.num_classes, dtype="float32")
+        predicted = ops.one_hot(ops.cast(predicted, "int32"), self.num_classes, dtype="float32")
+        if sample_weight is not None:
+            true = true * ops.reshape(ops.cast(sample_weight, "float32"), (-1, 1, 1, 1))
+        true, predicted = (ops.reshape(a, (-1, self.num_classes)) for a in (true, predicted))
         self.counts.assign(self.counts + ops.matmul(ops.transpose(true), predicted))
 
     def get_config(self):

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .files import DataError, first_line
-from .images import normalize, resize_image
-from .layers import (
+from ddunet_keras.files import DataError, atomic_path, first_line
+from ddunet_keras.images import normalize, resize_image
+from ddunet_keras.layers import (
     DMSC,
     DWBG,
     PACKAGE,
@@ -21,10 +21,9 @@ from .layers import (
     UpConvBNReLU,
     positive_int,
 )
-from .presets import preset_file
-from .sky import Segmentation, segment
-
-VARIANTS = ("full", "dmsc", "baseline")
+from ddunet_keras.presets import preset_file
+from ddunet_keras.recipes import VARIANTS
+from ddunet_keras.sky import Segmentation, segment
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -36,9 +35,10 @@ class DDUNet(keras.Model):
     "baseline" has 3x3 convolutions in the encoder too. Source: Li et al., IGARSS 2025,
     arXiv:2501.15385, figure 1; the authors' code where the text is open.
 
-    It is a plain functional Keras model: `compile`, `fit`, `save` work as ever. Where there are
-    several outputs, `fit` and `evaluate` need the labels only once: every output is compared with
-    them, and metrics see the full-size output alone.
+    It is a functional Keras model: `compile`, `fit`, `save` work as ever. Where there are several
+    outputs, `fit` and `evaluate` need the labels only once: every output is compared with them, and
+    metrics see the output of full size alone. `compile` takes one loss, or, where `loss_weights`
+    are given, a list of as many losses as there are outputs.
 
     Args:
         image_shape: (height, width, 3); height and width are multiples of 16, square or not.
@@ -215,29 +215,56 @@ class DDUNet(keras.Model):
             layer.set_weights(self.get_layer(layer.name).get_weights())
         return model
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        # one loss is meant for every output; Keras asks for a list of them
-        super().compile(optimizer, _for_each(loss, self.outputs), **kwargs)
-        if self._compile_metrics is not None:
-            self._compile_metrics.output_names = None  # metrics see one output, of any name
-
-    def compile_from_config(self, config):
-        # Keras leaves this to models that have a `compile` of their own
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The loss of Keras, for labels that are given once or for each output.
+
+        With deep supervision every output is compared with the same labels, which
+        `SegmentationLoss` brings to the output's size.
+        """
         if isinstance(y_pred, (list, tuple)):
-            y = _for_each(y, y_pred)
-            sample_weight = _for_each(sample_weight, y_pred)
+            if not isinstance(y, (list, tuple, dict)):
+                y = [y for _ in y_pred]
+            if sample_weight is not None and not isinstance(sample_weight, (list, tuple, dict)):
+                sample_weight = [sample_weight for _ in y_pred]
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        y, y_pred, sample_weight = (
-            value[0] if isinstance(value, (list, tuple)) else value
-            for value in (y, y_pred, sample_weight)
-        )
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        """The metrics of Keras, of the output of full size alone."""
+
+        def first(value):
+            if isinstance(value, dict):
+                return value.get("head_1")
+            return value[0] if isinstance(value, (list, tuple)) else value
+
+        # as dicts of one output: Keras 3.12 would count the model's outputs otherwise
+        y, y_pred = {"logits": first(y)}, {"logits": first(y_pred)}
+        return super().compute_metrics(x, y, y_pred, first(sample_weight))
+
+    def save(self, filepath, overwrite=True, **kwargs) -> None:
+        """Writes a `.keras` file, complete or not at all; `load_model` reads it.
+
+        Args:
+            filepath: of the file; its name ends in `.keras`.
+            overwrite: ask before a file is replaced, where False.
+            **kwargs: of `keras.Model.save`.
+
+        Raises:
+            ValueError: the name ends otherwise. Keras writes HDF5 files (`.h5`), too, and cannot
+                read a DDUNet from them.
+
+        Example:
+
+        >>> DDUNet((32, 32, 3), base_channels=2).save(tmp / "model.keras")
+        """
+        if not str(filepath).endswith(".keras"):
+            raise ValueError(
+                f"the name of a model's file must end in .keras. Received: filepath={filepath!r}"
+            )
+        if "://" in str(filepath) or not overwrite:
+            super().save(filepath, overwrite=overwrite, **kwargs)
+            return
+        with atomic_path(filepath) as temporary:
+            super().save(temporary, **kwargs)
 
     def predict_probabilities(self, image) -> np.ndarray:
         """Class probabilities of one photo at the size of the network.
@@ -292,11 +319,6 @@ def _check_image_shape(image_shape):
             f"Received: image_shape={image_shape!r}"
         )
     return tuple(int(s) for s in shape)
-
-
-def _for_each(value, outputs):
-    nested = value is None or isinstance(value, (list, tuple, dict)) or len(outputs) == 1
-    return value if nested else [value] * len(outputs)
 
 
 def load_model(path) -> DDUNet:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import DataError, first_line
+from ddunet_keras.files import DataError, first_line
 
 MAX_BYTES = 500_000_000
 """Largest checkpoint that is read (bytes); the widest DDUNet of the paper has 5 MB."""

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,3 +118,22 @@ def test_ablation_of_no_data_is_one_line(tmp_path, capsys):
     code = cli.main(["ablate", str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")])
     assert code == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_public_names_keep_their_kind_after_every_import():
+    """`ddunet_keras.benchmark` was a function at first access and a module ever after."""
+    code = """
+import importlib, pkgutil
+import ddunet_keras as dd
+
+before = {name: getattr(dd, name) for name in dd.__all__}
+for module in pkgutil.walk_packages(dd.__path__, "ddunet_keras."):
+    if module.name != "ddunet_keras.__main__":
+        importlib.import_module(module.name)
+for name, value in before.items():
+    assert getattr(dd, name) is value, name
+assert callable(dd.benchmark) and callable(dd.ablate)
+assert set(dd.__all__) <= set(dir(dd))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

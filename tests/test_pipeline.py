@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from ddunet_keras import open_dataset, write_synthetic
-from ddunet_keras.data.pipeline import Augmentation, Pipeline
+from ddunet_keras.data.augmentation import NO_AUGMENTATION, Augmentation
+from ddunet_keras.data.pipeline import Pipeline
 from ddunet_keras.files import IGNORE, DataError
-
-NOTHING = Augmentation(False, False, 1, 0, 0, 0, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def coded(size=(40, 40)):
 
 def test_nothing_drawn_means_nothing_changed():
     image, labels = coded()
-    result, result_labels = NOTHING(image, labels, (40, 40), np.random.default_rng(0))
+    result, result_labels = NO_AUGMENTATION(image, labels, (40, 40), np.random.default_rng(0))
     np.testing.assert_array_equal(result, image)
     np.testing.assert_array_equal(result_labels, labels)
 
@@ -71,7 +70,7 @@ def test_crop_keeps_at_least_its_share():
 
 def test_rotation_turns_photo_and_mask_about_the_middle():
     image, labels = coded((80, 80))
-    augmentation = Augmentation(**{**vars(NOTHING), "rotation": 20.0})
+    augmentation = Augmentation(**{**vars(NO_AUGMENTATION), "rotation": 20.0})
     angles = []
     for seed in range(40):
         photo, mask = augmentation(image, labels, (80, 80), np.random.default_rng(seed))
@@ -92,7 +91,9 @@ def test_rotation_turns_photo_and_mask_about_the_middle():
 )
 def test_each_colour_change_changes_the_photo_alone(change):
     image, labels = coded()
-    augmentation = Augmentation(**{**vars(NOTHING), change: 2.0 if change == "gamma" else 0.5})
+    augmentation = Augmentation(
+        **{**vars(NO_AUGMENTATION), change: 2.0 if change == "gamma" else 0.5}
+    )
     photo, mask = augmentation(image, labels, (40, 40), np.random.default_rng(1))
     assert (photo != image).mean() > 0.2
     np.testing.assert_array_equal(mask, labels)
@@ -103,7 +104,7 @@ def test_each_colour_change_changes_the_photo_alone(change):
 
 def test_horizon_circle_is_black_and_ignored_outside():
     image, labels = coded()
-    augmentation = Augmentation(**{**vars(NOTHING), "horizon_circle": 1.0})
+    augmentation = Augmentation(**{**vars(NO_AUGMENTATION), "horizon_circle": 1.0})
     photo, mask = augmentation(image, labels, (40, 40), np.random.default_rng(5))
     outside = mask == IGNORE
     assert 0.05 < outside.mean() < 0.8
@@ -116,7 +117,7 @@ def test_horizon_circle_is_black_and_ignored_outside():
     [("crop", 0), ("crop", 1.5), ("gamma", 0.5), ("brightness", -0.1), ("rotation", 50)],
 )
 def test_augmentation_out_of_range(name, value):
-    with pytest.raises(ValueError, match=rf"`{name}` must lie in .* Received: {value}"):
+    with pytest.raises(ValueError, match=rf"`{name}` must lie in .* Received: {name}={value}"):
         Augmentation(**{name: value})
 
 
@@ -135,7 +136,7 @@ def test_items_depend_on_seed_epoch_and_position_alone(dataset):
 
 
 def test_an_epoch_shows_every_image_once_in_a_new_order(dataset):
-    pipeline = Pipeline(dataset, names(dataset), (48, 64), 5, NOTHING, seed=1)
+    pipeline = Pipeline(dataset, names(dataset), (48, 64), 5, NO_AUGMENTATION, seed=1)
     whole = Pipeline(dataset, names(dataset), (48, 64))
     known = {whole.item(0, i)[0].tobytes(): i for i in range(10)}
     orders = [[known[pipeline.item(e, p)[0].tobytes()] for p in range(10)] for e in (0, 1)]

@@ -119,7 +119,7 @@ def test_resume_of_broken_files(skies, finished, tmp_path):
         ({"recipe": "best"}, "`recipe` must be one of .* Received: recipe='best'"),
         ({"variant": "tiny"}, "`variant` must be one of"),
         ({"image_size": 30}, "multiples of 16"),
-        ({"protocol": "week"}, "protocol='week' is not known"),
+        ({"protocol": "week"}, "`protocol` must be one of .* Received: protocol='week'"),
         ({"initial_weights": "none.keras"}, "none.keras: no such file"),
         ({"data": "nowhere"}, "nowhere: no such folder"),
     ],

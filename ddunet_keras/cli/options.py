@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from ddunet_keras.cli.console import fail
 from ddunet_keras.data.datasets import LAYOUTS
 from ddunet_keras.data.splits import PROTOCOLS
 from ddunet_keras.files import DataError
 from ddunet_keras.presets import PRESETS, preset_file
+from ddunet_keras.recipes import PROTOCOL_HELP
+from ddunet_keras.settings import (
+    CLASSES,
+    COUNT,
+    POSITIVE,
+    SEED,
+    Choice,
+    Each,
+    Flag,
+    ImageSize,
+    Number,
+    Rule,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,29 +34,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(fail(f"{message} (see {self.prog} --help)"))
 
 
-def number(kind, low, high, what):
+def argument_type(rule: Rule) -> Callable[[str], Any]:
+    """The rule of a setting as the `type` of an argument."""
+
     def parse(text):
         try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be {what}; received {text!r}")
-        return value
+            return rule.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
 
 
-def size_of(step):
-    def parse(text):
-        numbers = re.fullmatch(r"(\d{1,5})(?:[,x](\d{1,5}))?", text)
-        size = numbers and (int(numbers[1]), int(numbers[2] or numbers[1]))
-        if not size or min(size) < 16 or size[0] % step or size[1] % step:
-            what = f"multiples of {step}" if step > 1 else "16 or more"
-            raise argparse.ArgumentTypeError(f"must be SIDE or HEIGHT,WIDTH, {what}; got {text!r}")
-        return size
-
-    return parse
+def size_of(multiple: int) -> Callable[[str], Any]:
+    return argument_type(ImageSize(multiple))
 
 
 def horizon(text):
@@ -62,16 +68,12 @@ def model_file(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-positive = number(int, 1, 10**9, "a positive integer")
-seed_number = number(int, 0, 2**32 - 1, "an integer from 0 to 2**32 - 1")
-classes = number(int, 2, 255, "an integer from 2 to 255")
-count = number(int, 0, 10**9, "0 or a positive integer")
-share = number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1")
-rate = number(float, 1e-9, 1, "a number above 0, up to 1")
-values = number(int, 2, 256, "an integer from 2 to 256")
-probability = number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1")
+positive = argument_type(POSITIVE)
+count = argument_type(COUNT)
+share = argument_type(Number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1"))
+probability = share
+values = argument_type(Number(int, 2, 256, "an integer from 2 to 256"))
 
-PROTOCOL_HELP = "paper (leaks, for Table I), capture (no photo is shared), date (no day is shared)"
 PRESET_NAMES = " or ".join(PRESETS)
 MODEL_HELP = f"a .keras or .tflite file, such as RUN/best.keras, or {PRESET_NAMES}"
 
@@ -82,11 +84,66 @@ def command(commands, name, run, text) -> Callable:
     added.set_defaults(run=run)
 
     def option(*names, **settings):
-        if settings.get("default") is not None and "action" not in settings:
-            settings["help"] += " (default: %(default)s)"
+        default = settings.get("default")
+        if default is not None and "action" not in settings:
+            shown = default
+            if isinstance(default, (tuple, list)):
+                separator = " " if settings.get("nargs") else ","
+                shown = separator.join(str(value) for value in default)
+            settings["help"] += f" (default: {shown})"
         added.add_argument(*names, **settings)
 
     return option
+
+
+def config_options(
+    option: Callable,
+    config_class: type,
+    skip: Collection[str] = (),
+) -> None:
+    """Adds an option for each field of a configuration (see `ddunet_keras.settings`).
+
+    `--image-size` stands for the field `image_size`; `--no-overlay` for a field `overlay` that is
+    True unless told otherwise. Help, choices and default are the field's.
+
+    Args:
+        option: from `command`.
+        config_class: a dataclass whose fields come from `setting`.
+        skip: names of fields that get no option here.
+    """
+    for field in dataclasses.fields(config_class):
+        if field.name in skip:
+            continue
+        about = field.metadata
+        rule = about["rule"]
+        required = field.default is dataclasses.MISSING
+        words: dict[str, Any] = {"help": about["help"]}
+        if isinstance(rule, Flag):
+            words["action"] = "store_false" if field.default else "store_true"
+        else:
+            words["metavar"] = about["metavar"]
+            words["default"] = None if required else field.default
+            words["type"] = argument_type(rule)
+        if isinstance(rule, Each):
+            words["nargs"] = "+"
+            rule = rule.rule
+        if isinstance(rule, Choice):
+            words["choices"] = rule.values
+        if about["positional"]:
+            del words["default"]
+            option(field.name, **words)
+            continue
+        if required:
+            words["required"] = True
+        no = "no-" if isinstance(rule, Flag) and field.default else ""
+        name = about["option"] or f"--{no}{field.name.replace('_', '-')}"
+        option(name, dest=field.name, **words)
+
+
+def config_values(arguments: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The parsed values of a configuration's fields: `config_class(**config_values(...))`."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def data_options(option, num_classes=True) -> None:
@@ -94,11 +151,23 @@ def data_options(option, num_classes=True) -> None:
     option("data", type=Path, metavar="DATA", help="folder of a data set")
     option("--layout", choices=LAYOUTS, help="how it lies there (default: found by looking)")
     if num_classes:
-        option("--num-classes", type=classes, default=2, metavar="N", help="2; HYTA: also 3")
+        option(
+            "--num-classes",
+            type=argument_type(CLASSES),
+            default=2,
+            metavar="N",
+            help="2; HYTA: also 3",
+        )
 
 
 def seed_option(option) -> None:
-    option("--seed", type=seed_number, default=0, help="equal seeds, equal results", metavar="N")
+    option(
+        "--seed",
+        type=argument_type(SEED),
+        default=0,
+        help="equal seeds, equal results",
+        metavar="N",
+    )
 
 
 def threshold_option(option) -> None:

@@ -9,125 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from ddunet_keras.files import IGNORE
-from ddunet_keras.images import normalize, resize_image, resize_labels, rotation_matrix, warp
+from ddunet_keras.data.augmentation import Augmentation
+from ddunet_keras.images import normalize, resize_image, resize_labels
 
 CACHE_BYTES = 4_000_000_000
 """The cache of decoded images stays below this; larger datasets are decoded in every epoch."""
-
-_GRAY = np.array([[0.299, 0.587, 0.114]])  # ITU-R BT.601 luma, as Pillow's own gray
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn anew for each image in each epoch; the mask follows the image.
-
-    Args:
-        flips: mirror, left to right and top to bottom, each with probability 1/2.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees.
-        crop: smallest share of height and width that is kept, in (0, 1]; the cut is zoomed to the
-            input size. 1 keeps the whole image.
-        brightness: largest shift as a share of the full range, either way.
-        contrast: largest change of contrast about the middle gray, either way, as a share.
-        channel_gain: largest change of each channel's gain, either way: white balance.
-        saturation: largest change of saturation, either way.
-        gamma: largest exponent of the tone curve; drawn log-uniformly from [1 / gamma, gamma].
-        horizon_circle: probability that all but a random circle is black and ignored, as in a
-            whole-sky camera.
-        rotation: largest turn beside quarter turns, either way, degrees up to 45; beyond the border
-            the nearest pixel is repeated.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    flips: bool = True
-    quarter_turns: bool = True
-    crop: float = 0.6
-    brightness: float = 0.1
-    contrast: float = 0.15
-    channel_gain: float = 0.08
-    saturation: float = 0.15
-    gamma: float = 1.15
-    horizon_circle: float = 0.0
-    rotation: float = 0.0
-
-    def __post_init__(self):
-        ranges = {
-            "crop": (0.05, 1),
-            "brightness": (0, 1),
-            "contrast": (0, 1),
-            "channel_gain": (0, 1),
-            "saturation": (0, 1),
-            "gamma": (1, 10),
-            "horizon_circle": (0, 1),
-            "rotation": (0, 45),
-        }
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"`{name}` must lie in [{low}, {high}]. Received: {getattr(self, name)!r}"
-                )
-
-    def __call__(self, image, labels, size, random) -> tuple[np.ndarray, np.ndarray]:
-        """Draws one variation.
-
-        Args:
-            image, labels: uint8 (h, w, 3) and (h, w).
-            size: (height, width) of the result.
-            random: a `numpy.random.Generator`.
-
-        Returns:
-            uint8 (height, width, 3) and (height, width).
-        """
-        if self.rotation:
-            angle = np.deg2rad(random.uniform(-self.rotation, self.rotation))
-            image, labels = warp(image, labels, rotation_matrix(angle))
-        turns = int(random.integers(4)) if self.quarter_turns else 0
-        # a quarter turn swaps the sides, so the cut is brought to the swapped size first
-        cut_size = size if turns % 2 == 0 else size[::-1]
-        height, width = labels.shape
-        share = random.uniform(self.crop, 1)
-        top, left = random.uniform(0, 1 - share, 2) * (height, width)
-        box = (left, top, left + share * width, top + share * height)
-        photo = Image.fromarray(image).resize(cut_size[::-1], Image.Resampling.BILINEAR, box)
-        mask = Image.fromarray(labels).resize(cut_size[::-1], Image.Resampling.NEAREST, box)
-        # matrix and table are applied to 8-bit values by Pillow, in C and without Python's lock
-        amount = 1 + random.uniform(-self.saturation, self.saturation)
-        matrix = amount * np.eye(3) + (1 - amount) * _GRAY
-        matrix = np.hstack([matrix, np.zeros((3, 1))])
-        photo = photo.convert("RGB", tuple(matrix.ravel())).point(self._tone_table(random))
-        flip = random.integers(2, size=2) if self.flips else (0, 0)
-        image, labels = (np.rot90(np.asarray(p), turns) for p in (photo, mask))
-        image, labels = (a[:: 1 - 2 * flip[0], :: 1 - 2 * flip[1]] for a in (image, labels))
-        if random.uniform() < self.horizon_circle:
-            outside = _outside_circle(size, random)
-            image, labels = (
-                np.where(outside[..., None], 0, image),
-                np.where(outside, IGNORE, labels),
-            )
-        return image.astype("uint8"), labels.astype("uint8")
-
-    def _tone_table(self, random):
-        tone = np.linspace(0, 1, 256) ** self.gamma ** random.uniform(-1, 1)
-        contrast = 1 + random.uniform(-self.contrast, self.contrast)
-        tone = (tone - 0.5) * contrast + 0.5 + random.uniform(-self.brightness, self.brightness)
-        gains = 1 + random.uniform(-self.channel_gain, self.channel_gain, 3)
-        return np.rint(np.clip(np.outer(gains, tone), 0, 1) * 255).astype(int).ravel().tolist()
-
-
-def _outside_circle(size, random):
-    height, width = size
-    radius = random.uniform(0.4, 0.6) * min(size)
-    y = height * random.uniform(0.4, 0.6)
-    x = width * random.uniform(0.4, 0.6)
-    rows, columns = np.ogrid[:height, :width]
-    return (rows - y) ** 2 + (columns - x) ** 2 > radius**2
 
 
 class Pipeline:
