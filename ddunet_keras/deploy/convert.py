@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,9 @@ from ddunet_keras.deploy.verify import Verification, verify
 from ddunet_keras.files import DataError, atomic_path, write_json, write_text
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.litert.run import in_child, run_tflm
+from ddunet_keras.litert.child import in_child
+from ddunet_keras.litert.run import run_tflm
+from ddunet_keras.settings import plain_values
 
 EQUALIZATION_PHOTOS = 64
 ROUNDING_PHOTOS = 32
@@ -133,7 +135,7 @@ def convert(
         tflm=config.inspect,
         name=out.name,
     )
-    settings = {**(about or {}), **_plain(asdict(config)), **photos.about}
+    settings = {**(about or {}), **plain_values(config), **photos.about}
     settings["graph_difference"] = stages.graph_difference
     settings["left_out"] = list(photos.left_out)
     result = {
@@ -223,16 +225,6 @@ def _refusal(out, checked, layers, config) -> ConversionError:
     detail = "; ".join(text for text in (first.detail, first.advice) if text)
     where = layers_to_markdown(layers) if config.debug else "--debug shows each layer's error"
     return ConversionError(f"{out} was not written; {first.name}: {detail}", checked, where)
-
-
-def _plain(settings) -> dict:
-    """As JSON gives it back."""
-    plain = {}
-    for key, value in settings.items():
-        if isinstance(value, tuple):
-            value = list(value)
-        plain[key] = str(value) if isinstance(value, Path) else value
-    return plain
 
 
 def _write(out, data, result, checked: Verification, report) -> None:

@@ -15,8 +15,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.export import set_mediapipe_metadata
-from ddunet_keras.litert import columns, schedule
-from ddunet_keras.litert.model import add_constant, operator_name, read_tflite, write_tflite
+from ddunet_keras.litert.columns import merge_columns
+from ddunet_keras.litert.model import add_constant, operator_name
+from ddunet_keras.litert.schedule import fit_memory
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ def fuse_relus(model) -> None:
 
 
 def _fit_memory(model, config):
-    return read_tflite(schedule.optimize(write_tflite(model), ram=config.ram))
+    return fit_memory(model, config.ram)
 
 
 def _merge_columns(model, config):
-    return read_tflite(columns.merge_columns(write_tflite(model)))
+    merge_columns(model)
+    return model
 
 
 def _set_metadata(model, config):

@@ -21,12 +21,10 @@ from ddunet_keras.deploy.scoring import (
     score_labels,
     unsure_share,
 )
+from ddunet_keras.litert.child import ChildError, NotInstalledError, in_child
 from ddunet_keras.litert.model import DTYPES, first_line, operator_name, read_tflite
 from ddunet_keras.litert.run import (
-    ChildError,
-    NotInstalledError,
     first_difference,
-    in_child,
     input_feeds,
     refused_operator,
     run_litert_in_child,
