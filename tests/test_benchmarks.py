@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from ddunet_keras.deploy.quantize import quantize
 
 from ddunet_keras import DDUNet, cli, evaluate, open_dataset, write_synthetic
 from ddunet_keras.benchmarks import ablate, ablation_markdown, benchmark, benchmark_markdown
 from ddunet_keras.data.splits import make_split
 from ddunet_keras.deploy.convert import labelled_photos
-from ddunet_keras.deploy.quantize import quantize
 from ddunet_keras.files import DataError
 
 SIZE = (32, 32)

@@ -1,6 +1,8 @@
 """The road from a model to a verified file, and what it does when a check fails."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,13 +14,10 @@ from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.data.synthetic import write_synthetic
 from ddunet_keras.deploy import convert as module
-from ddunet_keras.deploy import quantize, verify
-from ddunet_keras.deploy.convert import (
-    ConversionError,
-    convert,
-    labelled_photos,
-    plain_photos,
-)
+from ddunet_keras.deploy import verify
+from ddunet_keras.deploy.calibrate import calibration_images, labelled_photos, unlabelled_photos
+from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.convert import ConversionError, convert
 from ddunet_keras.files import DataError
 from ddunet_keras.segmenter import Segmenter
 
@@ -87,14 +86,54 @@ def test_calibration_sees_the_training_part_alone(skies):
         np.testing.assert_array_equal(mask, photos.masks[place])
 
 
+def test_calibration_images_are_from_training_and_stratified():
+    class Skies:
+        """Ninety photos of the day, thirty of the night; a photo's pixels are its number."""
+
+        def find(self, name):
+            return SimpleNamespace(name=name, night=int(name) >= 90)
+
+        def load(self, sample):
+            return np.full((20, 20, 3), int(sample.name), "uint8"), None
+
+    split = Split("paper", 0, tuple(map(str, range(120))), (), ("200",))
+    images = calibration_images(Skies(), split, (16, 32), count=40)
+    numbers = images[:, 0, 0, 0]
+    assert images.shape == (40, 16, 32, 3)
+    assert len(set(numbers)) == 40 and (numbers >= 90).sum() == 10
+    again = calibration_images(Skies(), split, (16, 32), count=40)
+    other = calibration_images(Skies(), split, (16, 32), count=40, seed=1)
+    assert np.array_equal(images, again) and not np.array_equal(images, other)
+    assert len(calibration_images(Skies(), split, (16, 32), count=999)) == 120
+
+
+def test_a_photo_that_cannot_be_read_is_left_out(skies, tmp_path):
+    """One truncated photo of a folder does not stop a conversion, and is named."""
+    folder = tmp_path / "mine"
+    shutil.copytree(skies, folder)
+    dataset = open_dataset(folder)
+    split = make_split(dataset)
+    for name in (split.train[0], split.test[0]):
+        path = dataset.find(name).image
+        path.write_bytes(path.read_bytes()[:100])
+    photos = labelled_photos(dataset, split, SIZE, count=1000, verify=0)
+    assert len(photos.left_out) == 2
+    assert len(photos.calibration) == len(split.train) - 1
+    assert len(photos.test) == len(photos.masks) == len(split.test) - 1
+    paths = sorted((folder / "images").iterdir())
+    photos = unlabelled_photos(paths, SIZE, count=1000)
+    assert len(photos.left_out) == 2
+    assert len(photos.calibration) + len(photos.test) == len(paths) - 2
+
+
 def test_photos_without_masks_are_divided(skies):
     paths = sorted((skies / "images").iterdir())[:20]
-    photos = plain_photos(paths, SIZE, count=100, seed=3)
+    photos = unlabelled_photos(paths, SIZE, count=100, seed=3)
     assert (len(photos.calibration), len(photos.test), photos.masks) == (16, 4, None)
     everything = {image.tobytes() for image in (*photos.calibration, *photos.test)}
     assert everything == {read_image(path).tobytes() for path in paths}
     with pytest.raises(DataError, match="at least 2 photos, better 100; received 1"):
-        plain_photos(paths[:1], SIZE)
+        unlabelled_photos(paths[:1], SIZE)
 
 
 @pytest.mark.slow
@@ -107,11 +146,7 @@ def test_every_target_is_written_with_its_report(target, model, photos, tmp_path
         model,
         photos,
         out,
-        size=SIZE,
-        target=target,
-        c_array=arrays,
-        debug=True,
-        inspect=False,
+        ConversionConfig(SIZE, target=target, c_array=arrays, debug=True, inspect=False),
         progress=steps.append,
     )
     assert steps
@@ -135,7 +170,8 @@ def test_every_target_is_written_with_its_report(target, model, photos, tmp_path
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_float_files(precision, model, photos, tmp_path):
     out = tmp_path / "sky.tflite"
-    convert(model, photos, out, size=SIZE, target="cpu", precision=precision, inspect=False)
+    config = ConversionConfig(SIZE, target="cpu", precision=precision, inspect=False)
+    convert(model, photos, out, config)
     photo = photos.test[0]
     ours = Segmenter(out).predict_probabilities(photo)
     exact = model.resized((*SIZE, 3)).predict_probabilities(photo)
@@ -147,35 +183,29 @@ def test_float_files(precision, model, photos, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"size": (32, 40)}, "size=(32, 40)"),
         ({"target": "esp"}, "received: target='esp'"),
-        ({"precision": "int4"}, "received: 'int4'"),
-        ({"out": "sky.bin"}, "end in .tflite"),
+        ({"precision": "int4"}, "received: precision='int4'"),
         ({"target": "cpu", "ram": 300}, "for target tflm. received: target='cpu'"),
         ({"target": "cpu", "c_array": "x"}, "for target tflm"),
         ({"precision": "float16", "qat_epochs": 1}, "are for int8"),
-        ({"prune": 0.5}, "give `qat_epochs`"),
+        ({"prune": 1.0}, "prune=1.0"),
+        ({"cluster": 1}, "cluster=1"),
+        ({"prune": 0.5, "qat_epochs": 3}, "one or the other"),
+        ({"target": "android", "output": "mask"}, "mediapipe takes files with"),
+        ({"target": "android", "io": "int8"}, "mediapipe takes files with"),
     ],
 )
-def test_arguments_that_do_not_fit(settings, words, model, photos, tmp_path):
-    settings = {"out": "sky.tflite", "size": SIZE, **settings}
+def test_settings_that_do_not_fit(settings, words):
     with pytest.raises(ValueError) as caught:
-        convert(model, photos, tmp_path / settings.pop("out"), **settings)
+        ConversionConfig(**{"size": SIZE, **settings})
     assert words in str(caught.value).lower()
+
+
+def test_the_file_has_its_ending(model, photos, tmp_path):
+    with pytest.raises(ValueError, match=r"end in \.tflite"):
+        convert(model, photos, tmp_path / "sky.bin", ConversionConfig(SIZE))
     assert not list(tmp_path.iterdir())
-
-
-def test_training_needs_masks(model, skies, tmp_path):
-    photos = plain_photos(sorted((skies / "images").iterdir())[:4], SIZE)
-    with pytest.raises(DataError, match="needs a data set with masks"):
-        convert(model, photos, tmp_path / "sky.tflite", size=SIZE, qat_epochs=1)
-
-
-@pytest.mark.parametrize("settings", [{"output": "mask"}, {"io": "int8"}])
-def test_what_mediapipe_cannot_read_is_refused_at_once(settings, model, photos, tmp_path):
-    said, out = [], tmp_path / "sky.tflite"
-    with pytest.raises(DataError, match="MediaPipe takes files with"):
-        convert(model, photos, out, size=SIZE, target="android", progress=said.append, **settings)
-    assert not said
 
 
 @pytest.mark.parametrize("scale, unsure", [(1, False), (0.001, True)])
@@ -184,14 +214,14 @@ def test_a_file_that_fails_is_not_written(scale, unsure, photos, tmp_path, monke
     other = DDUNet((32, 32, 3), base_channels=2, variant="dmsc")
     head = other.get_layer("head_1")
     head.set_weights([head.get_weights()[0], head.get_weights()[1] - 6])
-    whole = quantize.quantize
-    monkeypatch.setattr(quantize, "quantize", lambda model, *a, **k: whole(other, *a, **k))
+    whole = module.build_stages
+    monkeypatch.setattr(module, "build_stages", lambda model, *a: whole(other, *a))
     model = DDUNet((32, 32, 3), base_channels=2, variant="dmsc")
     head = model.get_layer("head_1")
     kernel, bias = head.get_weights()
     head.set_weights([scale * kernel, bias])
     with pytest.raises(ConversionError, match="was not written; the masks agree") as caught:
-        convert(model, photos, tmp_path / "sky.tflite", size=SIZE, inspect=False)
+        convert(model, photos, tmp_path / "sky.tflite", ConversionConfig(SIZE, inspect=False))
     assert ("unsure of 100 %" in str(caught.value)) == unsure
     assert not caught.value.verification.passed
     assert not list(tmp_path.iterdir())
@@ -207,6 +237,25 @@ def test_the_command_converts_on_photos_alone(file, skies, tmp_path, capsys, mon
     assert "wrote small_32x48_tflm.tflite" in out and "TFLM equals" in out
     photo = str(next((skies / "images").iterdir()))
     assert cli.main(["predict", photo, "--model", "small_32x48_tflm.tflite"]) == 0
+
+
+def test_the_command_takes_labelled_photos_of_ones_own(skies, tmp_path, capsys, monkeypatch):
+    """The preset's own split does not fit them: they are divided anew."""
+    folder = tmp_path / "mine"
+    shutil.copytree(skies / "images", folder / "images")
+    shutil.copytree(skies / "GTmaps", folder / "masks")
+    given = []
+
+    def refuse(model, photos, out, config, **settings):
+        given.append(photos)
+        raise DataError("enough")
+
+    monkeypatch.setattr(module, "convert", refuse)
+    arguments = ["convert", "ddunet_c4", "--size", "32", "--calibration", folder, "--images", "8"]
+    assert cli.main([*map(str, arguments)]) == 2
+    err = capsys.readouterr().err
+    assert "divided anew" in err and err.endswith("ddunet: error: enough\n")
+    assert len(given[0].calibration) == 8 and given[0].masks is not None
 
 
 def test_the_command_says_which_check_failed(file, skies, tmp_path, capsys, monkeypatch):

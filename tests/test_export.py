@@ -13,9 +13,14 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from tiny_tflite import gray_photo, tiny_tflite
 
-from ddunet_keras.deploy.export import LABELS_FILE, add_metadata, write_c_array
+from ddunet_keras.deploy.export import (
+    LABELS_FILE,
+    set_mediapipe_metadata,
+    with_label_file,
+    write_c_array,
+)
 from ddunet_keras.files import IGNORE, DataError
-from ddunet_keras.litert.model import read_tflite
+from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.sky import cloud_cover
 
 MICRO = Path(__file__).parents[1] / "tflite" / "micro"
@@ -266,6 +271,13 @@ def number(table, slot):
 def root(content, identifier):
     assert content[4:8] == identifier
     return flatbuffers.table.Table(content, int(np.frombuffer(content, "<u4", 1)[0]))
+
+
+def add_metadata(data, labels=None):
+    """The file as an Android conversion ends."""
+    model = read_tflite(data)
+    set_mediapipe_metadata(model, labels)
+    return with_label_file(write_tflite(model), labels)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ddunet_keras.deploy import graph
-from ddunet_keras.deploy.graph import build_graph, check_graph, equalization
+from ddunet_keras.deploy.equalization import channel_factors
+from ddunet_keras.deploy.graph import build_graph, check_graph
 from ddunet_keras.model import DDUNet
 
 SIZE = (32, 48)
@@ -32,27 +33,27 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("head", "config"),
+    ("form", "config"),
     [
-        ("multiply", {}),
-        ("matmul", {"upsampling": "align_corners"}),
-        ("matmul", {"num_classes": 3}),
-        ("multiply", {"num_classes": 3}),
-        ("multiply", {"variant": "dmsc", "num_classes": 3}),
-        ("multiply", {"variant": "baseline"}),
-        ("matmul", {"variant": "baseline"}),
-        ("matmul", {"variant": "dmsc"}),
-        ("matmul", {"base_channels": 4}),  # maps of more channels than JOINED
-        ("matmul", {"dtype": "mixed_float16"}),
+        ("portable", {}),
+        ("xnnpack", {"upsampling": "align_corners"}),
+        ("xnnpack", {"num_classes": 3}),
+        ("portable", {"num_classes": 3}),
+        ("portable", {"variant": "dmsc", "num_classes": 3}),
+        ("portable", {"variant": "baseline"}),
+        ("xnnpack", {"variant": "baseline"}),
+        ("xnnpack", {"variant": "dmsc"}),
+        ("xnnpack", {"base_channels": 4}),  # more channels than `joined_channels`
+        ("xnnpack", {"dtype": "mixed_float16"}),
     ],
 )
-def test_equals_the_model(head, config):
-    assert check_graph(trained(**config), SIZE, head) <= 1e-5
+def test_equals_the_model(form, config):
+    assert check_graph(trained(**config), SIZE, form) <= 1e-5
 
 
-@pytest.mark.parametrize(("head", "sums"), [("multiply", 4), ("matmul", 1)])
-def test_narrow_residual_blocks_are_one_convolution_for_a_cpu(head, sums):
-    built = build_graph(trained(base_channels=4), SIZE, head=head)
+@pytest.mark.parametrize(("form", "sums"), [("portable", 4), ("xnnpack", 1)])
+def test_narrow_residual_blocks_are_one_convolution_for_a_cpu(form, sums):
+    built = build_graph(trained(base_channels=4), SIZE, form=form)
     blocks = [built.get_layer(f"decoder_{stage}_1") for stage in range(1, 5)]
     assert [layer.output.shape[-1] for layer in blocks] == [64, 32, 16, 8]
     kinds = [type(layer).__name__ for layer in blocks]
@@ -60,34 +61,34 @@ def test_narrow_residual_blocks_are_one_convolution_for_a_cpu(head, sums):
 
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "align_corners"])
-def test_the_rounding_of_large_maps_is_far_below_the_tolerance(upsampling):
-    assert check_graph(trained(upsampling=upsampling), (240, 320), "multiply") <= 3e-6
+def test_the_rounding_of_large_feature_maps_is_far_below_the_tolerance(upsampling):
+    assert check_graph(trained(upsampling=upsampling), (240, 320), "portable") <= 3e-6
 
 
 def test_equalization_changes_channels_but_not_the_output(model):
     photos = np.random.default_rng(1).integers(0, 256, (8, *SIZE, 3), "uint8")
-    scales = equalization(model, photos)
-    assert any(np.ptp(scale) > 0.5 for scale in scales.values())
-    for head in ("multiply", "matmul"):
-        assert check_graph(model, SIZE, head, scales) <= 1e-5
+    factors = channel_factors(model, photos)
+    assert any(np.ptp(values) > 0.5 for values in factors.values())
+    for form in ("portable", "xnnpack"):
+        assert check_graph(model, SIZE, form, factors) <= 1e-5
 
-    def peaks(scales):
-        built = build_graph(model, SIZE, output="logits", batch_size=8, scales=scales)
+    def peaks(factors):
+        built = build_graph(model, SIZE, output="logits", batch_size=8, factors=factors)
         stem = keras.Model(built.input, built.get_layer("stem").output)
         return np.abs(np.array(stem(photos.astype("float32") - 128))).max((1, 2)).mean(0)
 
-    before, after = peaks({}), peaks(scales)
+    before, after = peaks({}), peaks(factors)
     assert after.max() / after.min() < 1.01 < before.max() / before.min()
 
 
 def test_check_catches_a_wrong_graph(model, monkeypatch):
     # batch normalization folded without its shift
-    folded = graph._folded
+    folded = graph.folded
     monkeypatch.setattr(
-        graph, "_folded", lambda *layers: (folded(*layers)[0], 0 * folded(*layers)[1])
+        graph, "folded", lambda *layers: (folded(*layers)[0], 0 * folded(*layers)[1])
     )
     with pytest.raises(ValueError, match="logits differ from the model's by"):
-        check_graph(model, SIZE, "multiply")
+        check_graph(model, SIZE, "portable")
 
 
 def test_centered_input_is_the_pixel_minus_128(model):
@@ -132,11 +133,11 @@ def test_classes_are_a_softmax_and_their_index():
     np.testing.assert_array_equal(mask[..., 0], logits.argmax(-1))
 
 
-@pytest.mark.parametrize("head", ["multiply", "matmul"])
-def test_dynamic_head_by_hand(head):
+@pytest.mark.parametrize("form", ["portable", "xnnpack"])
+def test_dynamic_head_by_hand(form):
     """The head of the graph against nine shifted products written out in NumPy."""
     model = trained()
-    built = build_graph(model, (32, 32), head=head, output="logits")
+    built = build_graph(model, (32, 32), form=form, output="logits")
     names = ["decoder", "encoder_1", "logits"]
     maps = keras.Model(built.input, [built.get_layer(name).output for name in names])
     pixels = np.random.default_rng(6).integers(-128, 128, (1, 32, 32, 3)).astype("float32")
@@ -160,7 +161,7 @@ def test_dynamic_head_by_hand(head):
     ("arguments", "message"),
     [
         ({"size": (32, 40)}, "multiples of 16"),
-        ({"head": "slices"}, "`head` must be one of"),
+        ({"form": "slices"}, "`form` must be one of"),
         ({"output": "labels"}, "`output` must be one of"),
     ],
 )

@@ -42,7 +42,10 @@ from ddunet_keras.litert.run import run_litert
 def steps(model, images, config):
     """Yields (name, file): each file with one step more than the one before."""
     form = {"form": config.form}
-    yield "TensorFlow's converter alone", by_tensorflow(build_graph(model, config.size, **form), images)
+    yield (
+        "TensorFlow's converter alone",
+        by_tensorflow(build_graph(model, config.size, **form), images),
+    )
     factors = channel_factors(model, evenly_spaced(images, EQUALIZATION_PHOTOS))
     graph = build_graph(model, config.size, factors=factors, **form)
     yield "+ equalization", by_tensorflow(graph, images)

@@ -28,9 +28,9 @@ from ddunet_keras.deploy.rounding import round_weights
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
 from ddunet_keras.files import DataError, atomic_path, write_json, write_text
+from ddunet_keras.litert.child import in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.litert.child import in_child
 from ddunet_keras.litert.run import run_tflm
 from ddunet_keras.settings import plain_values
 

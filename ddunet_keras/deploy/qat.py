@@ -71,54 +71,45 @@ def _quantization_aware(student, batches, epochs, progress):
     from tensorflow_model_optimization.quantization import keras as quantization
 
     with quiet():
-        output_only = _output_only_config(quantization)
-        known = _layers_with_default_config(tf_keras)
+        config_class = _quantize_config_class(quantization)
 
         def annotate(layer):
             if isinstance(layer, tf_keras.layers.InputLayer):
                 return layer
-            config = None if isinstance(layer, known) else output_only()
-            return quantization.quantize_annotate_layer(layer, quantize_config=config)
+            return quantization.quantize_annotate_layer(layer, config_class())
 
         annotated = tf_keras.models.clone_model(student, clone_function=annotate)
         custom = {type(layer).__name__: type(layer) for layer in student.layers}
-        custom["OutputOnly"] = output_only
+        custom[config_class.__name__] = config_class
         with quantization.quantize_scope(custom):
             quantized = quantization.quantize_apply(annotated)
     _distill(quantized, batches, epochs, "quantization-aware training", progress)
     return _unwrapped(student, quantized)
 
 
-def _layers_with_default_config(tf_keras):
-    """The kinds of layers in the deploy graph for which tfmot knows what to quantize."""
-    layers = tf_keras.layers
-    return (
-        layers.Conv2D,
-        layers.DepthwiseConv2D,
-        layers.ReLU,
-        layers.Add,
-        layers.Concatenate,
-        layers.AveragePooling2D,
-        layers.GlobalAveragePooling2D,
-        layers.UpSampling2D,
-        layers.ZeroPadding2D,
-        layers.Reshape,
-        layers.Softmax,
-    )
+def _quantize_config_class(quantization):
+    """What tfmot is to quantize in each layer: the kernel, filter by filter, and the output.
 
+    Its own default does not know ReLU6 as the activation of a convolution.
+    """
+    quantizers = quantization.quantizers
 
-def _output_only_config(quantization):
-    """For layers without weights that tfmot does not know: their outputs are quantized."""
-
-    class OutputOnly(quantization.QuantizeConfig):
+    class KernelAndOutput(quantization.QuantizeConfig):
         def get_weights_and_quantizers(self, layer):
-            return []
+            name = _kernel_name(layer)
+            if name is None:
+                return []
+            quantizer = quantizers.LastValueQuantizer(
+                num_bits=8, per_axis=True, symmetric=True, narrow_range=True
+            )
+            return [(getattr(layer, name), quantizer)]
+
+        def set_quantize_weights(self, layer, quantize_weights):
+            if quantize_weights:
+                setattr(layer, _kernel_name(layer), quantize_weights[0])
 
         def get_activations_and_quantizers(self, layer):
             return []
-
-        def set_quantize_weights(self, layer, quantize_weights):
-            pass
 
         def set_quantize_activations(self, layer, quantize_activations):
             pass
@@ -126,16 +117,23 @@ def _output_only_config(quantization):
         def get_output_quantizers(self, layer):
             if isinstance(layer.output, list):  # parts of a split, whose whole is quantized
                 return []
-            return [
-                quantization.quantizers.MovingAverageQuantizer(
-                    num_bits=8, per_axis=False, symmetric=False, narrow_range=False
-                )
-            ]
+            quantizer = quantizers.MovingAverageQuantizer(
+                num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+            )
+            return [quantizer]
 
         def get_config(self):
             return {}
 
-    return OutputOnly
+    return KernelAndOutput
+
+
+def _kernel_name(layer):
+    """Name of the attribute that holds a layer's kernel, or None."""
+    for name in ("depthwise_kernel", "kernel"):
+        if hasattr(layer, name):
+            return name
+    return None
 
 
 def _unwrapped(student, quantized) -> dict[str, list[np.ndarray]]:

@@ -47,6 +47,9 @@ MAX_SCALE_RATIO = 2.0**18
 """Most times that an input's scale may be as large as the output's: beyond 2**19 LiteRT's fixed-
 point multiplier of an ADD overflows, and it ends the process."""
 
+MAY_LACK_SCALES = ("CAST", "RESHAPE")
+"""Operators whose 8-bit integers may be plain numbers, as the classes of a mask are."""
+
 MAX_ACTIVATION = schema.ActivationFunctionType.RELU6
 """The fused activation functions up to this one, NONE, RELU, RELU_N1_TO_1 and RELU6, are known to
 every kernel."""
@@ -426,9 +429,12 @@ def _check_scales(node):
     weights = node.operator.inputs[1] if node.kind.endswith("CONV_2D") else None
     scales = {}
     for index, tensor in node.tensors():
-        scaled = tensor.quantization is not None and tensor.quantization.scale is not None
-        if scaled and index != weights and dtype_name(tensor) in ("int8", "uint8"):
-            values = tensor.quantization.scale
+        if index != weights and dtype_name(tensor) in ("int8", "uint8"):
+            quantization = tensor.quantization
+            if quantization is None or quantization.scale is None:
+                _require(node.kind in MAY_LACK_SCALES, f"tensor {index} has no scale")
+                continue
+            values = quantization.scale
             _require(len(values) == 1, f"tensor {index} has {len(values)} scales")
             scales[index] = float(values[0])
             inside = SCALES[0] <= scales[index] <= SCALES[1]
