@@ -174,6 +174,7 @@ CASES = {
         "activation function is number 99",
     ),
     "no inputs": (lambda model: setattr(find(model, "RELU"), "inputs", []), "-> int8"),
+    "no bias": (lambda model: find(model, "DEPTHWISE_CONV_2D").inputs.pop(), "int8 int8 -> int8"),
     "negative paddings": (lambda model: as_constant(model, "PAD", 1, -1), "paddings do not fit"),
     "axes out of range": (lambda model: as_constant(model, "MEAN", 1, 9), "its axis is"),
     "another size": (lambda model: as_constant(model, "RESIZE_BILINEAR", 1, 10**9), "has shape"),

@@ -98,8 +98,7 @@ def _windows(node, kernel, sides):
 
 def _check_weights(node, filters, axis):
     """Bias and scales are one for each filter, which are along `axis` of the weights."""
-    bias = node.input(2)
-    _require(bias is None or bias.shape == [filters], "its bias is not one for each filter")
+    _require(node.input(2).shape == [filters], "its bias is not one for each filter")
     quantization = node.input(1).quantization
     if quantization is not None and quantization.scale is not None:
         count = len(quantization.scale)
@@ -266,11 +265,8 @@ _QUANTIZATIONS = (
     "float32 -> int8",
     "float32 -> uint8",
 )
-_CONVOLUTIONS = (
-    "int8 int8 int32 -> int8",
-    "float32 float32 float32 -> float32",
-    *_each("T T -> T", *_NUMBERS),
-)
+# with a bias: LiteRT's own depthwise kernel reads one even where there is none
+_CONVOLUTIONS = ("int8 int8 int32 -> int8", "float32 float32 float32 -> float32")
 
 RULES = {
     "ADD": Rule(_BINARY, _broadcast, options="AddOptions"),
@@ -407,8 +403,6 @@ def _check_tensor(tensor, index):
 
 def _signature(node):
     inputs = [node.input(number) for number in range(len(node.operator.inputs))]
-    while inputs and inputs[-1] is None:  # a bias may be left out
-        inputs.pop()
     _require(None not in inputs, "an input is left out")
     return [dtype_name(tensor) for tensor in inputs], [dtype_name(t) for t in node.outputs]
 
@@ -447,8 +441,7 @@ def _check_node(node, halves):
     for number in rule.constants:
         _require(node.value(number) is not None, f"its input {number} is not constant")
     for number in rule.weights:
-        index = node.operator.inputs[number] if number < len(node.operator.inputs) else -1
-        fixed = index < 0 or index in halves or node.value(number) is not None
+        fixed = node.operator.inputs[number] in halves or node.value(number) is not None
         _require(fixed, f"its input {number} is not constant")
     expected, received = rule.shapes(node), [tensor.shape for tensor in node.outputs]
     _require(expected == received, f"its output has shape {received[:2]}, not {expected[:2]}")
