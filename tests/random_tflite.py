@@ -2,7 +2,7 @@
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from tiny_tflite import _Graph
+from tiny_tflite import Graph
 
 from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import run_litert
@@ -11,11 +11,11 @@ SCALE, ZERO = 0.05, 3
 
 
 class Network:
-    """Random int8 layers on maps of one scale."""
+    """Random int8 layers on feature maps of one scale."""
 
     def __init__(self, seed, size=(16, 16), channels=3):
         self.random = np.random.default_rng(seed)
-        self.graph = _Graph()
+        self.graph = Graph()
         self.source = self.graph.tensor((1, *size, channels), "int8", SCALE, ZERO)
 
     def shape(self, x):
@@ -73,9 +73,9 @@ class Network:
         mean = self.add("MEAN", [y, axes], shape, schema.ReducerOptionsT(True))
         return self.sum(x, mean)
 
-    def join(self, *maps):
-        shape = (*self.shape(maps[0])[:3], sum(self.shape(x)[3] for x in maps))
-        return self.add("CONCATENATION", list(maps), shape, schema.ConcatenationOptionsT(3, 0))
+    def join(self, *parts):
+        shape = (*self.shape(parts[0])[:3], sum(self.shape(x)[3] for x in parts))
+        return self.add("CONCATENATION", list(parts), shape, schema.ConcatenationOptionsT(3, 0))
 
     def relu(self, x):
         return self.add("RELU", [x], self.shape(x))
@@ -85,15 +85,15 @@ class Network:
 
 
 def random_network(seed):
-    """A chain of twelve random layers that also look back at earlier maps."""
+    """A chain of twelve random layers that also look back at earlier feature maps."""
     random = np.random.default_rng(seed)
     net = Network(seed, (int(random.choice([16, 24, 32])), int(random.choice([8, 12, 16]))))
-    maps = [net.conv(net.source, int(random.choice([2, 4, 6])))]
+    outputs = [net.conv(net.source, int(random.choice([2, 4, 6])))]
     for _ in range(12):
-        x = maps[-1]
+        x = outputs[-1]
         shape = net.shape(x)
-        twins = [y for y in maps if net.shape(y) == shape]
-        alike = [y for y in maps if net.shape(y)[:3] == shape[:3]]
+        twins = [y for y in outputs if net.shape(y) == shape]
+        alike = [y for y in outputs if net.shape(y)[:3] == shape[:3]]
         twin, mate = int(random.choice(twins)), int(random.choice(alike))
         layers = [
             lambda x=x: net.conv(x, int(random.integers(1, 6)), int(random.choice([1, 3]))),
@@ -108,8 +108,8 @@ def random_network(seed):
             layers += [lambda x=x: net.down(x), lambda x=x: net.conv(x, 3, stride=2)]
         if shape[1] < 32:
             layers += [lambda x=x: net.up(x)] * 2
-        maps.append(layers[random.integers(len(layers))]())
-    return net.data(maps[-1])
+        outputs.append(layers[random.integers(len(layers))]())
+    return net.data(outputs[-1])
 
 
 def u_net(size=(32, 32)):

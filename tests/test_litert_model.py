@@ -10,6 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from random_tflite import u_net
 from tiny_tflite import tiny_tflite
 
+from ddunet_keras.litert import model as model_module
 from ddunet_keras.litert.model import (
     TFLiteError,
     constant,
@@ -21,14 +22,14 @@ from ddunet_keras.litert.model import (
 from ddunet_keras.litert.run import run_litert
 
 
-def plain(part):
+def as_lists(part):
     """A schema object as nested lists and dicts, comparable with ==."""
     if isinstance(part, (list, tuple)):
-        return [plain(entry) for entry in part]
+        return [as_lists(entry) for entry in part]
     if isinstance(part, np.ndarray):
         return part.tolist()
     if hasattr(part, "__dict__"):
-        return {name: plain(value) for name, value in vars(part).items()}
+        return {name: as_lists(value) for name, value in vars(part).items()}
     return part.decode() if isinstance(part, bytes) else part
 
 
@@ -41,7 +42,7 @@ def unshared(model):
 def test_what_is_written_reads_the_same():
     model = read_tflite(u_net())
     again = read_tflite(write_tflite(model))
-    assert plain(again) == plain(model)
+    assert as_lists(again) == as_lists(model)
     assert write_tflite(again) == write_tflite(model)
 
 
@@ -50,13 +51,13 @@ def test_equal_parts_are_written_once():
     data = write_tflite(model)
     assert len(data) < 0.85 * len(unshared(model))
     photo = np.random.default_rng(0).integers(-128, 128, (1, 32, 32, 3)).astype(np.int8)
-    plain_file, shared_file = (
+    unshared_file, shared_file = (
         run_litert(file, photo, reference=True) for file in (unshared(model), data)
     )
-    np.testing.assert_array_equal(plain_file, shared_file)
+    np.testing.assert_array_equal(unshared_file, shared_file)
     model.buffers += [schema.BufferT(np.arange(200, dtype=np.uint8)) for _ in range(5)]
-    one = len(write_tflite(model)) - len(data)
-    assert 200 <= one < 260
+    added = len(write_tflite(model)) - len(data)
+    assert 200 <= added < 260
 
 
 def test_constants_lie_at_multiples_of_16_bytes():
@@ -172,6 +173,35 @@ def test_inconsistent_files_are_refused(damage, message):
     model = read_tflite(tiny_tflite())
     damage(model)
     with pytest.raises(TFLiteError, match=message):
+        read_tflite(write_tflite(model))
+
+
+def shared_bomb(kind):
+    """A small file whose tensors share one name, or one shape, of 100,000 elements."""
+    model = read_tflite(tiny_tflite())
+    first = first_tensor(model)
+    if kind == "names":
+        first.name = b"x" * 100_000
+    else:
+        first.shapeSignature = np.ones(100_000, np.int32)
+    model.subgraphs[0].tensors += [first] * 40
+    return write_tflite(model)
+
+
+@pytest.mark.parametrize("kind", ["names", "shapes"])
+def test_a_small_file_that_unpacks_to_all_memory_is_refused(kind, monkeypatch):
+    data = shared_bomb(kind)
+    assert len(data) < 10**6
+    read_tflite(data)
+    monkeypatch.setattr(model_module, "MAX_CLAIMED", 10**6)
+    with pytest.raises(TFLiteError, match="names and lists take over"):
+        read_tflite(data)
+
+
+def test_a_file_of_too_many_parts_is_refused():
+    model = read_tflite(tiny_tflite())
+    model.buffers += [schema.BufferT()] * 20_000
+    with pytest.raises(TFLiteError, match="parts, at most 20,000 are read"):
         read_tflite(write_tflite(model))
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
+from random_tflite import Network
 from tiny_tflite import gray_photo, probabilities, tiny_tflite
 
 from ddunet_keras.files import DataError, read_gray
 from ddunet_keras.images import resize_image, resize_probabilities
-from ddunet_keras.litert.model import read_tflite, write_tflite
+from ddunet_keras.litert.model import add_operator, read_tflite, write_tflite
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.segmenter import Segmenter
 
@@ -116,7 +117,7 @@ def test_threads_may_share_it(file):
         np.testing.assert_allclose(found[photo[0, 0, 0]], probabilities(photo), atol=0.05)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, 10**6])
 def test_threads_are_checked(file, threads):
     with pytest.raises(ValueError, match="threads"):
         Segmenter(file(), threads=threads)
@@ -216,6 +217,89 @@ print(errors)
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert 10 < int(done.stdout) < 150
+
+
+def called_once(model):
+    """A subgraph that calls itself, beside a sound segmenter."""
+    graph = model.subgraphs[0]
+    call = add_operator(model, "CALL_ONCE", list(graph.inputs), [], schema.CallOnceOptionsT(0))
+    graph.operators.insert(0, call)
+
+
+def cycle(model):
+    """An operator that reads what it writes; empty tensors count as read before."""
+    graph = model.subgraphs[0]
+    last = graph.operators[-1]
+    graph.tensors[last.outputs[0]].shape = [1, 0, 32, 1]
+    last.inputs = list(last.outputs)
+
+
+def chain(model):
+    graph = model.subgraphs[0]
+    for _ in range(2100):
+        graph.tensors.append(graph.tensors[graph.outputs[0]])
+        last = len(graph.tensors) - 1
+        graph.operators.append(add_operator(model, "LOGISTIC", graph.outputs, [last]))
+        graph.outputs = [last]
+
+
+def without_scale(model):
+    graph = model.subgraphs[0]
+    graph.tensors[graph.operators[0].inputs[1]].quantization = None
+
+
+CRAFTED = {
+    "another operator": (lambda model: set_kind(model, "SPARSE_TO_DENSE"), "no operator of a"),
+    "another type": (lambda model: set_type(model, "INT16"), "int16"),
+    "a call of itself": (called_once, "CALL_ONCE"),
+    "a cycle": (cycle, "before it is there"),
+    "a chain": (chain, "2,102 operators, at most 2,000"),
+    "no scale": (without_scale, "has no scale"),
+}
+
+
+def set_kind(model, name):
+    code = getattr(schema.BuiltinOperator, name)
+    model.operatorCodes[-1] = schema.OperatorCodeT(code, None, 1, code)
+
+
+def set_type(model, name):
+    graph = model.subgraphs[0]
+    graph.tensors[graph.operators[0].outputs[0]].type = getattr(schema.TensorType, name)
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_litert_sees_no_crafted_file(tmp_path, kind):
+    craft, word = CRAFTED[kind]
+    model = read_tflite(tiny_tflite())
+    craft(model)
+    path = tmp_path / "crafted.tflite"
+    path.write_bytes(write_tflite(model))
+    with pytest.raises(DataError, match=word) as error:
+        Segmenter(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["logits", "mask"])
+def test_a_file_of_too_many_classes_is_refused(file, output):
+    with pytest.raises(DataError, match=r"300 classes is too large; at most (255|128) classes"):
+        Segmenter(file(output=output, channels=300))
+
+
+def test_an_output_that_is_not_finite_is_an_error(tmp_path):
+    net = Network(0, (16, 16))
+    graph = net.graph
+    image = graph.tensor((1, 16, 16, 3), "float32")
+    weights = graph.constant(np.full((1, 1, 1, 3), np.nan, np.float32))
+    options = schema.Conv2DOptionsT(schema.Padding.VALID, 1, 1, 0, 1, 1)
+    bias = graph.constant(np.zeros(1, np.float32))
+    result = graph.operator(
+        "CONV_2D", [image, weights, bias], (1, 16, 16, 1), "float32", options=options
+    )
+    path = tmp_path / "nan.tflite"
+    path.write_bytes(write_tflite(graph.model(image, result)))
+    with pytest.raises(DataError, match="no logits: its output has values from nan to nan"):
+        Segmenter(path).predict_probabilities(gray_photo((16, 16)))
 
 
 # --- the command

@@ -35,7 +35,8 @@ def probabilities(image, channels=1):
 
 
 def tiny_tflite(size=(16, 32), io="int8", output="probability", channels=1) -> bytes:
-    graph = _Graph()
+    """A segmenter of that input and output, of one convolution."""
+    graph = Graph()
     source = centered = graph.tensor((1, *size, 3), io, *_IO.get(io, ()))
     if io != "int8":
         centered = graph.operator("QUANTIZE", [source], (1, *size, 3), "int8", 1.0, 0)
@@ -81,7 +82,9 @@ def tiny_tflite(size=(16, 32), io="int8", output="probability", channels=1) -> b
 _IO = {"int8": (1.0, 0), "uint8": (1.0, 128)}
 
 
-class _Graph:
+class Graph:
+    """Builds a graph operator by operator; tensors are known by their indices."""
+
     def __init__(self):
         self.buffers, self.tensors, self.operators, self.codes = [schema.BufferT()], [], [], {}
 

@@ -38,6 +38,8 @@ MAX_CLAIMED = 2**28
 MAX_RANK = 8
 """LiteRT's own kernels go to 6 dimensions."""
 MAX_TENSOR_BYTES = 2**31 - 1
+MAX_SHORT_CODE = 127
+"""Largest code of an operator in the field of one byte: there it stands for "see the other"."""
 
 DTYPES = {schema.TensorType.BOOL: np.dtype(bool)} | {
     getattr(schema.TensorType, f"{kind}{bits}".upper()): np.dtype(f"{kind}{bits}")
@@ -171,7 +173,10 @@ def add_operator(
     if code not in kinds:
         kinds.append(code)
         version = 1 if name == "RESHAPE" else 2  # 2 is that of int8
-        model.operatorCodes.append(schema.OperatorCodeT(code, None, version, code))
+        # the first field is of one byte; it is for readers of before 2020
+        model.operatorCodes.append(
+            schema.OperatorCodeT(min(code, MAX_SHORT_CODE), None, version, code)
+        )
     operator = schema.OperatorT(kinds.index(code), inputs, outputs)
     if options is not None:
         kind = type(options).__name__.removesuffix("T")

@@ -47,6 +47,13 @@ MAX_SCALE_RATIO = 2.0**18
 """Most times that an input's scale may be as large as the output's: beyond 2**19 LiteRT's fixed-
 point multiplier of an ADD overflows, and it ends the process."""
 
+PRODUCT_RATIOS = (2.0**-32, 2.0**8)
+"""From where to where the product of the scales of two factors may be, over the output's scale:
+XNNPACK's kernels take no other."""
+
+SCALE_TOLERANCE = 1e-6
+"""Relative difference of scales that are the same."""
+
 MAY_LACK_SCALES = ("CAST", "RESHAPE")
 """Operators whose 8-bit integers may be plain numbers, as the classes of a mask are."""
 
@@ -91,8 +98,7 @@ def _windows(node, kernel, sides):
 
 def _check_weights(node, filters, axis):
     """Bias and scales are one for each filter, which are along `axis` of the weights."""
-    bias = node.input(2)
-    _require(bias is None or bias.shape == [filters], "its bias is not one for each filter")
+    _require(node.input(2).shape == [filters], "its bias is not one for each filter")
     quantization = node.input(1).quantization
     if quantization is not None and quantization.scale is not None:
         count = len(quantization.scale)
@@ -229,6 +235,8 @@ class Rule:
         weights: numbers of the inputs that must be constants, or float16 constants made float32.
         rank: number of dimensions of the data, None where any does.
         options: the schema's name of its options, None where nothing is read from them.
+        scales: "same" where the output has the scales of the inputs, "product" where the scales of
+            two inputs are multiplied, None for any others.
     """
 
     types: tuple[str, ...]
@@ -237,6 +245,7 @@ class Rule:
     weights: tuple[int, ...] = ()
     rank: int | None = None
     options: str | None = None
+    scales: str | None = None
 
 
 def _each(signature, *types):
@@ -247,52 +256,72 @@ def _each(signature, *types):
 _NUMBERS = ("int8", "float32")
 _ANY = ("int8", "uint8", "int32", "bool", "float32")
 _UNARY, _BINARY = _each("T -> T", *_NUMBERS), _each("T T -> T", *_NUMBERS)
-_CONVOLUTIONS = (
-    "int8 int8 int32 -> int8",
-    "float32 float32 float32 -> float32",
-    *_each("T T -> T", *_NUMBERS),
+_WITH_LIST = _each("T int32 -> T", *_NUMBERS)
+_CASTS = tuple(f"{a} -> {b}" for a in ("bool", "int32") for b in ("int8", "uint8", "float32"))
+_QUANTIZATIONS = (
+    "uint8 -> int8",
+    "int8 -> uint8",
+    "int8 -> int8",
+    "float32 -> int8",
+    "float32 -> uint8",
 )
+# with a bias: LiteRT's own depthwise kernel reads one even where there is none
+_CONVOLUTIONS = ("int8 int8 int32 -> int8", "float32 float32 float32 -> float32")
 
 RULES = {
     "ADD": Rule(_BINARY, _broadcast, options="AddOptions"),
     "ARG_MAX": Rule(_each("T int32 -> int32", *_NUMBERS), _arg_max, constants=(1,)),
-    "AVERAGE_POOL_2D": Rule(_UNARY, _pool, rank=4, options="Pool2DOptions"),
-    "BATCH_MATMUL": Rule(_BINARY, _matmul, rank=4, options="BatchMatMulOptions"),
-    "CAST": Rule(
-        tuple(f"{a} -> {b}" for a in ("bool", "int32") for b in ("int8", "uint8", "float32")),
-        _same,
-    ),
+    "AVERAGE_POOL_2D": Rule(_UNARY, _pool, rank=4, options="Pool2DOptions", scales="same"),
+    "BATCH_MATMUL": Rule(_BINARY, _matmul, rank=4, options="BatchMatMulOptions", scales="product"),
+    "CAST": Rule(_CASTS, _same),
     "CONCATENATION": Rule(
-        _each("T.. -> T", *_NUMBERS), _concatenation, options="ConcatenationOptions"
+        _each("T.. -> T", *_NUMBERS),
+        _concatenation,
+        options="ConcatenationOptions",
+        scales="same",
     ),
-    "CONV_2D": Rule(_CONVOLUTIONS, _convolution, weights=(1, 2), rank=4, options="Conv2DOptions"),
+    "CONV_2D": Rule(
+        _CONVOLUTIONS,
+        _convolution,
+        weights=(1, 2),
+        rank=4,
+        options="Conv2DOptions",
+        scales="product",
+    ),
     "DEPTHWISE_CONV_2D": Rule(
-        _CONVOLUTIONS, _depthwise, weights=(1, 2), rank=4, options="DepthwiseConv2DOptions"
+        _CONVOLUTIONS,
+        _depthwise,
+        weights=(1, 2),
+        rank=4,
+        options="DepthwiseConv2DOptions",
+        scales="product",
     ),
     "DEQUANTIZE": Rule(_each("T -> float32", "int8", "uint8", "float16"), _same),
     "GREATER_EQUAL": Rule(_each("T T -> bool", *_NUMBERS), _broadcast),
     "LOGISTIC": Rule(_UNARY, _same),
-    "MEAN": Rule(_each("T int32 -> T", *_NUMBERS), _mean, constants=(1,), options="ReducerOptions"),
-    "MUL": Rule(_BINARY, _broadcast, options="MulOptions"),
-    "PAD": Rule(_each("T int32 -> T", *_NUMBERS), _pad, constants=(1,), rank=4),
-    "QUANTIZE": Rule(
-        ("uint8 -> int8", "int8 -> uint8", "int8 -> int8", "float32 -> int8", "float32 -> uint8"),
-        _same,
-    ),
+    "MEAN": Rule(_WITH_LIST, _mean, constants=(1,), options="ReducerOptions"),
+    "MUL": Rule(_BINARY, _broadcast, options="MulOptions", scales="product"),
+    "PAD": Rule(_WITH_LIST, _pad, constants=(1,), rank=4, scales="same"),
+    "QUANTIZE": Rule(_QUANTIZATIONS, _same),
     "RELU": Rule(_UNARY, _same),
     "RELU6": Rule(_UNARY, _same),
-    "RESHAPE": Rule(_each("T int32 -> T", *_ANY), _reshape, constants=(1,)),
+    "RESHAPE": Rule(_each("T int32 -> T", *_ANY), _reshape, constants=(1,), scales="same"),
     "RESIZE_BILINEAR": Rule(
-        _each("T int32 -> T", *_NUMBERS),
+        _WITH_LIST,
         _resize,
         constants=(1,),
         rank=4,
         options="ResizeBilinearOptions",
+        scales="same",
     ),
-    "SLICE": Rule(_each("T int32 int32 -> T", *_NUMBERS), _slice, constants=(1, 2)),
+    "SLICE": Rule(_each("T int32 int32 -> T", *_NUMBERS), _slice, constants=(1, 2), scales="same"),
     "SOFTMAX": Rule(_UNARY, _same, options="SoftmaxOptions"),
     "SPLIT": Rule(
-        _each("int32 T -> T..", *_NUMBERS), _split, constants=(0,), options="SplitOptions"
+        _each("int32 T -> T..", *_NUMBERS),
+        _split,
+        constants=(0,),
+        options="SplitOptions",
+        scales="same",
     ),
 }
 """Operator -> what a segmenter's is. These are all that conversion makes, for every device, output
@@ -374,8 +403,6 @@ def _check_tensor(tensor, index):
 
 def _signature(node):
     inputs = [node.input(number) for number in range(len(node.operator.inputs))]
-    while inputs and inputs[-1] is None:  # a bias may be left out
-        inputs.pop()
     _require(None not in inputs, "an input is left out")
     return [dtype_name(tensor) for tensor in inputs], [dtype_name(t) for t in node.outputs]
 
@@ -414,34 +441,43 @@ def _check_node(node, halves):
     for number in rule.constants:
         _require(node.value(number) is not None, f"its input {number} is not constant")
     for number in rule.weights:
-        index = node.operator.inputs[number] if number < len(node.operator.inputs) else -1
-        fixed = index < 0 or index in halves or node.value(number) is not None
+        fixed = node.operator.inputs[number] in halves or node.value(number) is not None
         _require(fixed, f"its input {number} is not constant")
     expected, received = rule.shapes(node), [tensor.shape for tensor in node.outputs]
     _require(expected == received, f"its output has shape {received[:2]}, not {expected[:2]}")
-    _check_scales(node)
+    _check_scales(node, rule)
     if node.kind.endswith("CONV_2D"):
         _check_workspace(node)
 
 
-def _check_scales(node):
-    """One scale for each feature map, and the output's is not far too small for the inputs."""
+def _check_scales(node, rule):
+    """One scale for each feature map, and those of an operator such as its kernels take."""
     weights = node.operator.inputs[1] if node.kind.endswith("CONV_2D") else None
-    scales = {}
+    scales: dict[int, float] = {}
     for index, tensor in node.tensors():
-        if index != weights and dtype_name(tensor) in ("int8", "uint8"):
-            quantization = tensor.quantization
-            if quantization is None or quantization.scale is None:
-                _require(node.kind in MAY_LACK_SCALES, f"tensor {index} has no scale")
-                continue
-            values = quantization.scale
-            _require(len(values) == 1, f"tensor {index} has {len(values)} scales")
-            scales[index] = float(values[0])
-            inside = SCALES[0] <= scales[index] <= SCALES[1]
-            _require(inside, f"tensor {index} has scale {scales[index]:.3g}")
-    if (own := scales.get(node.operator.outputs[0])) is not None:
-        ratio = max(scales.values()) / own
-        _require(ratio <= MAX_SCALE_RATIO, f"its output's scale is {ratio:.3g} times too small")
+        if index == weights or dtype_name(tensor) not in ("int8", "uint8"):
+            continue
+        quantization = tensor.quantization
+        if quantization is None or quantization.scale is None:
+            _require(node.kind in MAY_LACK_SCALES, f"tensor {index} has no scale")
+            continue
+        _require(len(quantization.scale) == 1, f"tensor {index} has not one scale")
+        scales[index] = float(quantization.scale[0])
+        inside = SCALES[0] <= scales[index] <= SCALES[1]
+        _require(inside, f"tensor {index} has scale {scales[index]:.3g}")
+    own = scales.get(node.operator.outputs[0])
+    if own is None:
+        return
+    ratio = max(scales.values()) / own
+    _require(ratio <= MAX_SCALE_RATIO, f"its output's scale is {ratio:.3g} times too small")
+    if rule.scales == "same":
+        kept = all(abs(scale / own - 1) < SCALE_TOLERANCE for scale in scales.values())
+        _require(kept, "its inputs and outputs have different scales")
+    if rule.scales == "product":
+        second = np.asarray(node.input(1).quantization.scale, float)
+        ratios = scales[node.operator.inputs[0]] * second / own
+        inside = PRODUCT_RATIOS[0] <= ratios.min() and ratios.max() < PRODUCT_RATIOS[1]
+        _require(inside, f"its scales' product is {ratios.min():.3g} to {ratios.max():.3g}")
 
 
 def _check_workspace(node):
