@@ -41,6 +41,9 @@ class CloudCover:
         fraction: cloudy share of the valid pixels, 0 to 1; NaN where no pixel is valid.
         valid_fraction: share of the photo's pixels that are valid, 0 to 1.
 
+    Raises:
+        ValueError: a share is outside [0, 1].
+
     Example:
 
     >>> cover = CloudCover(fraction=0.98, valid_fraction=1.0)
@@ -50,6 +53,14 @@ class CloudCover:
 
     fraction: float
     valid_fraction: float
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "valid_fraction"):
+            # a NumPy scalar would show as one wherever the cover is printed
+            value = float(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if not 0 <= value <= 1 and not math.isnan(value):
+                raise ValueError(f"{name}: expected a number in [0, 1], received {value}")
 
     @property
     def percent(self) -> float:
@@ -105,8 +116,8 @@ def cloud_cover(labels, valid=None) -> CloudCover:
     counted = labels != IGNORE
     if valid is not None:
         counted &= _as_valid(valid, labels.shape)
-    total = np.count_nonzero(counted)
-    cloudy = np.count_nonzero(counted & (labels > 0))
+    total = int(np.count_nonzero(counted))
+    cloudy = int(np.count_nonzero(counted & (labels > 0)))
     return CloudCover(cloudy / total if total else math.nan, total / max(labels.size, 1))
 
 
