@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Example:
 
-    >>> main(["synthetic", str(tmp / "skies"), "--count", "4", "--size", "32"])  # doctest: +ELLIPSIS
+    >>> main(["synthetic", str(tmp / "skies"), "--count", "4"])  # doctest: +ELLIPSIS
     wrote ...skies: 4 images and masks, metadata.csv
     0
     """
