@@ -377,7 +377,7 @@ def write_image(path: StrPath, array: np.ndarray) -> None:
     """
     array = np.ascontiguousarray(array)
     # run lengths alone make a mask's PNG no larger, in half the time; other formats ignore it
-    options = {"compress_type": zlib.Z_RLE} if array.ndim == 2 else {}
+    options: dict[str, Any] = {"compress_type": zlib.Z_RLE} if array.ndim == 2 else {}
     with atomic_path(path) as temporary:
         Image.fromarray(array).save(temporary, **options)
 

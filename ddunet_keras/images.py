@@ -5,6 +5,8 @@ Training and prediction both go through these functions: a model sees what it wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -21,7 +23,7 @@ def to_array(picture: Image.Image, rows: int = 8) -> np.ndarray:
     array = np.empty((picture.height, picture.width, 3), np.uint8)
     for top in range(0, picture.height, rows):
         bottom = min(top + rows, picture.height)
-        array[top:bottom] = picture.crop((0, top, picture.width, bottom))
+        array[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)))
     return array
 
 
@@ -49,7 +51,10 @@ def rotation_matrix(angle: float) -> np.ndarray:
 
 
 def warp(
-    image: np.ndarray, labels: np.ndarray, matrix: np.ndarray, shift: ArrayLike = (0, 0)
+    image: np.ndarray,
+    labels: np.ndarray,
+    matrix: np.ndarray,
+    shift: np.ndarray | Sequence[float] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turns, slants, zooms and shifts a photo and its labels about the middle.
 
@@ -72,7 +77,7 @@ def warp(
     height, width = labels.shape
     pad = (max(height, width) + 1) // 2
     center = np.array([width, height]) / 2
-    offset = center + shift + pad - matrix @ center
+    offset = center + np.asarray(shift) + pad - matrix @ center
     affine = (*matrix[0], offset[0], *matrix[1], offset[1])
 
     def transform(array, resample):

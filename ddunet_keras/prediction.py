@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,7 +102,7 @@ def predict_files(
     horizon: Any = None,
     overlay: bool = True,
     **about: Any,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Segments photos one by one and yields what it found in each.
 
     In `out` it writes `NAME_mask.png` at the photo's own size (`Segmentation.mask`),

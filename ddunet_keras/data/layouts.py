@@ -183,7 +183,7 @@ def _subfolder(root, layout, names):
 
 def _files_by_name(folder, spec):
     """The images or masks in a folder by their names without ending."""
-    files: dict[str, Path] = {}
+    files = {}
     for path in list_folder(folder):
         # links that lead nowhere are taken, too, so that reading them names them
         if os.path.isdir(path) or path.suffix.lower() not in spec.file_suffixes:
@@ -197,7 +197,7 @@ def _files_by_name(folder, spec):
 
 
 def _masks_by_image(root, images, masks, endings):
-    mask_of: dict[str, Path] = {}
+    mask_of = {}
     for mask, path in masks.items():
         candidates = [mask[: len(mask) - len(e)] for e in endings if mask.lower().endswith(e)]
         image = next((name for name in candidates if name in images), mask)

@@ -185,7 +185,7 @@ def trained_on(folder: StrPath, dataset: Dataset) -> set[str] | None:
 
 def _also_trained_on(run, layout):
     """Names in a `run.json` of the images of other data sets of this layout."""
-    names: list[str] = []
+    names = []
     content = read_json(run)
     try:
         for other in content["settings"].get("also", ()):
@@ -276,10 +276,10 @@ def _divide_by_group(dataset, protocol, random):
         )
     originals = [sample for sample in dataset if sample.source == sample.name]
     sizes = Counter(_group(sample, protocol) for sample in originals)
-    part_of: dict[tuple, str] = {}
+    part_of = {}
     for groups in _strata(dataset, protocol, originals, sizes):
         part_of |= _assign(groups, [sizes[group] for group in groups], random)
-    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    parts = {part: [] for part in PARTS}
     for sample in dataset:
         # a date of augmentations alone, their originals removed, is fit for training only
         part = part_of.get(_group(sample, protocol), "train")
@@ -316,7 +316,7 @@ def _assign(groups, sizes, random):
     as a miss, too.
     """
     least = 2 if len(groups) >= 2 * len(PARTS) else 1
-    best: dict[tuple, str] = {}
+    best = {}
     best_miss = np.inf
     for _ in range(TRIES):
         order = random.permutation(len(groups)).tolist()
@@ -341,12 +341,12 @@ def _deal(order, groups, sizes, least):
         Part by group, and by how much sizes miss the shares, as a share of all images.
     """
     total = sum(sizes)
-    parts: dict[tuple, str] = {}
+    parts = {}
     miss = 0.0
     # groups that must be left over for the parts that come later
     for part, reserved in (("test", 2 * least), ("val", least)):
         target = SHARES[part] * total
-        taken: list[int] = []
+        taken = []
         while len(order) > reserved:
             size = sizes[order[-1]]
             comes_closer = abs(sum(taken) + size - target) < abs(sum(taken) - target)
