@@ -8,6 +8,24 @@ from __future__ import annotations
 
 import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see; the names and modules of _HOME
+    from ddunet_keras.benchmarks import ablate, benchmark
+    from ddunet_keras.data.datasets import Dataset, open_dataset
+    from ddunet_keras.data.pipeline import Augmentation, Pipeline
+    from ddunet_keras.data.splits import Split, make_split
+    from ddunet_keras.data.synthetic import synthetic_sky, write_synthetic
+    from ddunet_keras.deploy.convert import convert
+    from ddunet_keras.evaluation import evaluate
+    from ddunet_keras.files import DataError, read_image
+    from ddunet_keras.layers import DMSC, DWBG
+    from ddunet_keras.model import DDUNet, load_model
+    from ddunet_keras.presets import PRESETS
+    from ddunet_keras.reference import load_paddle_weights
+    from ddunet_keras.segmenter import Segmenter
+    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask
+    from ddunet_keras.training import RECIPES, Recipe, train
 
 # oneDNN makes training about three times as fast on an x86 CPU; TensorFlow turns it on by itself
 # only for newer ones, and reads this when it is first imported. Set it to "0" to leave it off.
@@ -45,16 +63,46 @@ _HOME = {
     "DataError": "files",
     "read_image": "files",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [  # the names of _HOME again: editors read no expression here
+    "DMSC",
+    "DWBG",
+    "PRESETS",
+    "RECIPES",
+    "Augmentation",
+    "CloudCover",
+    "DDUNet",
+    "DataError",
+    "Dataset",
+    "Pipeline",
+    "Recipe",
+    "Segmentation",
+    "Segmenter",
+    "Split",
+    "__version__",
+    "ablate",
+    "benchmark",
+    "cloud_cover",
+    "convert",
+    "evaluate",
+    "horizon_mask",
+    "load_model",
+    "load_paddle_weights",
+    "make_split",
+    "open_dataset",
+    "read_image",
+    "synthetic_sky",
+    "train",
+    "write_synthetic",
+]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name.startswith(__name__):
+        if error.name is None or error.name.startswith(__name__):
             raise
         raise ModuleNotFoundError(
             f"{__name__}.{name} needs {error.name}: pip install 'ddunet-keras[train]'",
@@ -62,5 +110,5 @@ def __getattr__(name):
         ) from None
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from ddunet_keras import metrics
-from ddunet_keras.files import DataError, write_json, write_text
+from ddunet_keras.files import DataError, StrPath, printable, write_json, write_text
 
 SHEET_COLUMNS = 3
 """Images in each row (best, median, worst) of the sheet."""
@@ -18,9 +20,29 @@ SHEET_COLUMNS = 3
 SHEET_PIXELS = 400
 """Longer side to which the sheet's pictures are thinned, so that large photos fit in memory."""
 
-COLUMNS = ("name", "date", "night", "accuracy", "precision", "recall", "miou")
-COLUMNS += ("cover_true", "cover_pred")
+SCORES = ("accuracy", "precision", "recall", "miou")
+COLUMNS = ("name", "date", "night", *SCORES, "cover_true", "cover_pred")
 """What is known of each image."""
+
+ROUNDING = 1e-3
+"""By which a probability may leave [0, 1]: resizing rounds."""
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+"""Image uint8 (h, w, 3) RGB -> probabilities in [0, 1] at any size."""
+
+
+class ScoredData(Protocol):
+    """What `evaluate` asks of a dataset; `Dataset` has it."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the labels."""
+
+    def find(self, name: str) -> Any:
+        """The sample of that name; it has name, date and night."""
+
+    def load(self, sample: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 (h, w, 3) and labels uint8 (h, w) of a sample."""
 
 
 @dataclass(frozen=True)
@@ -74,33 +96,50 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """Tables with the columns of the paper's Table I, in both averagings, and cloud cover."""
-        head = [f"{key} {value}" for key, value in self.about.items()]
-        if self.num_classes == 2:
-            head.append(f"threshold {self.threshold:g}")
-        else:
-            head.append(f"{self.num_classes} classes, the most probable one counts")
-        lines = ["# Evaluation", "", ", ".join(head) + "."]
-        if self.left_out:
-            lines.append(f"Left out, no valid pixel: {', '.join(self.left_out)}.")
-        if self.num_classes > 2:
-            lines.append("Precision and recall are means over the classes other than sky.")
-
-        keys = ("accuracy", "precision", "recall", "f1", "miou")
-        header = ("Set", "Images", "Accuracy", "Precision", "Recall", "F", "MIoU")
+        lines = ["# Evaluation", "", *self._introduction()]
         for kind, title in (
             ("image_mean", "Means over images (the paper's averaging)"),
             ("pooled", "Pooled over the pixels of all images"),
         ):
-            rows = [
-                [name, group["images"], *(_text(group[kind][key]) for key in keys)]
-                for name, group in self.groups.items()
-            ]
-            lines += ["", f"## {title}", "", *markdown_table(header, rows)]
+            lines += ["", f"## {title}", "", *self._score_table(kind)]
             if kind == "image_mean":
                 lines += ["", "F is the harmonic mean of mean precision and mean recall."]
+        lines += ["", "## Cloud cover of whole images, and areas under the pooled curves", ""]
+        lines += self._cover_table()
+        return "\n".join(lines) + "\n"
 
-        header = ("Set", "Images", "Bias (points)", "Mean absolute error (points)")
-        header += ("Within 1 okta (%)", "ROC area", "Average precision")
+    def _introduction(self):
+        about = [f"{key} {value}" for key, value in self.about.items()]
+        if self.num_classes == 2:
+            about.append(f"threshold {self.threshold:g}")
+        else:
+            about.append(f"{self.num_classes} classes, the most probable one counts")
+        lines = [printable(", ".join(about)) + "."]
+        if self.left_out:
+            lines.append(f"Left out, no valid pixel: {printable(', '.join(self.left_out))}.")
+        if self.num_classes > 2:
+            lines.append("Precision and recall are means over the classes other than sky.")
+        return lines
+
+    def _score_table(self, kind):
+        header = ("Set", "Images", "Accuracy", "Precision", "Recall", "F", "MIoU")
+        keys = ("accuracy", "precision", "recall", "f1", "miou")
+        rows = [
+            [name, group["images"], *(_text(group[kind][key]) for key in keys)]
+            for name, group in self.groups.items()
+        ]
+        return markdown_table(header, rows)
+
+    def _cover_table(self):
+        header = (
+            "Set",
+            "Images",
+            "Bias (points)",
+            "Mean absolute error (points)",
+            "Within 1 okta (%)",
+            "ROC area",
+            "Average precision",
+        )
         rows = [
             [
                 name,
@@ -113,10 +152,9 @@ class Evaluation:
             ]
             for name, group in self.groups.items()
         ]
-        lines += ["", "## Cloud cover of whole images, and areas under the pooled curves", ""]
-        return "\n".join([*lines, *markdown_table(header, rows)]) + "\n"
+        return markdown_table(header, rows)
 
-    def save(self, folder) -> None:
+    def save(self, folder: StrPath) -> None:
         """Writes evaluation.json, evaluation.md, per_image.csv, curves.png and sheet.png."""
         from ddunet_keras import plots  # matplotlib is only needed here
 
@@ -133,59 +171,31 @@ class Evaluation:
         plots.plot_sheet(self.sheet, folder / "sheet.png", num_classes=self.num_classes)
 
 
-def _groups(nights):
-    """Name of each group -> the values of `night` in it; the last one holds every image."""
-    groups = {name: {night} for name, night in (("day", False), ("night", True)) if night in nights}
-    if None in nights or len(groups) == 2:
-        groups["all" if None in nights else "day+night"] = set(nights)
-    return groups
+def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table: the first column to the left, the others to the right.
 
+    Example:
 
-def _choose(rows):
-    """The rows with the best, median and worst MIoU, none of them twice."""
-    rows = sorted(rows, key=lambda row: -row["miou"])
-    count = min(SHEET_COLUMNS, max(1, len(rows) // 3))
-    best, rows = rows[:count], rows[count:]
-    worst, rows = rows[-count:][::-1], rows[:-count]
-    start = (len(rows) - count + 1) // 2
-    chosen = {"best": best, "median": rows[max(start, 0) :][:count], "worst": worst}
-    return {name: members for name, members in chosen.items() if members}
+    >>> markdown_table(["Set", "Images"], [["day", 7]])
+    ['| Set | Images |', '| --- | ---: |', '| day | 7 |']
+    """
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return ["| " + " | ".join(map(str, line)) + " |" for line in (header, rule, *rows)]
 
 
 def _text(value, pattern="{:.3f}"):
     return pattern.format(value) if np.isfinite(value) else "n/a"
 
 
-def markdown_table(header, rows) -> list[str]:
-    """Lines of a Markdown table: the first column to the left, the others to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
-
-
-def _predict(predictor, image, shape, num_classes, threshold, name):
-    """Labels and cloud probability (h, w) of an image at its mask's size, checked."""
-    received = np.asarray(predictor(image))
-    classes = () if num_classes == 2 else (num_classes,)
-    if received.ndim != 2 + len(classes) or received.shape[2:] != classes:
-        kind = ", ".join(map(str, ("height", "width", *classes)))
-        raise ValueError(
-            f"{name}: the predictor must give probabilities of shape ({kind}) for {num_classes} "
-            f"classes; received shape {received.shape}"
-        )
-    received = received.astype(np.float32)
-    low, high = received.min(initial=1), received.max(initial=0)
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(
-            f"{name}: probabilities must be in [0, 1]; received {low} to {high} "
-            "(give the sigmoid or softmax of logits)"
-        )
-    probabilities = metrics.resize_align_corners(received, shape).clip(0, 1)
-    if num_classes == 2:
-        return (probabilities >= threshold).astype(np.uint8), probabilities
-    return probabilities.argmax(-1).astype(np.uint8), 1 - probabilities[..., 0]
-
-
-def evaluate(predictor, dataset, names, *, threshold=0.5, progress=None, **about) -> Evaluation:
+def evaluate(
+    predictor: Predictor,
+    dataset: ScoredData,
+    names: Iterable[str],
+    *,
+    threshold: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+    **about: Any,
+) -> Evaluation:
     """Scores a predictor on named samples of a dataset, one image at a time.
 
     Predictions are brought to the mask's own size (bilinear, align_corners=True, as the authors
@@ -224,6 +234,41 @@ def evaluate(predictor, dataset, names, *, threshold=0.5, progress=None, **about
     1.0
     """
     names = list(names)
+    _check(names, threshold)
+    scored = []
+    histograms = {night: np.zeros((2, metrics.BINS), np.int64) for night in (False, True, None)}
+    for done, name in enumerate(names, 1):
+        image, histogram = _score(predictor, dataset, name, threshold)
+        scored.append(image)
+        histograms[image.night] += histogram
+        if progress is not None:
+            progress(done, len(names))
+    if all(image.row is None for image in scored):
+        raise DataError(f"none of the {len(names)} images has a pixel that is not ignored")
+
+    groups = {}
+    curves = {}
+    for group, members in _divide(scored).items():
+        nights = {image.night for image in members}
+        curves[group] = metrics.curves(np.sum([histograms[night] for night in nights], axis=0))
+        groups[group] = _summarize(members, curves[group])
+    rows = [image.row for image in scored if image.row is not None]
+    return Evaluation(
+        about=about,
+        threshold=float(threshold),
+        num_classes=dataset.num_classes,
+        groups=groups,
+        images=tuple(rows),
+        left_out=tuple(image.name for image in scored if image.row is None),
+        curves=curves,
+        sheet={
+            title: [_sheet_entry(predictor, dataset, row, threshold) for row in chosen]
+            for title, chosen in _choose(rows).items()
+        },
+    )
+
+
+def _check(names, threshold):
     if not names:
         raise ValueError(f"names must hold at least one sample; received {names}")
     if len(set(names)) != len(names):
@@ -231,54 +276,110 @@ def evaluate(predictor, dataset, names, *, threshold=0.5, progress=None, **about
         raise ValueError(f"names must differ, or an image counts twice; received {twice!r} twice")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be in (0, 1); received {threshold}")
-    n = dataset.num_classes
 
-    nights, counts, images, left_out = [], [], [], []
-    histograms = {night: np.zeros((2, metrics.BINS), np.int64) for night in (False, True, None)}
-    for done, name in enumerate(names, 1):
-        sample = dataset.find(name)
-        image, truth = dataset.load(sample)
-        labels, cloud = _predict(predictor, image, truth.shape, n, threshold, name)
-        count = metrics.confusion(labels, truth, n)
-        counts.append(count)
-        nights.append(sample.night)
-        if progress is not None:
-            progress(done, len(names))
-        if not count.sum():
-            left_out.append(name)
-            continue
-        histograms[sample.night] += metrics.curve_counts(cloud, truth)
-        row = {"name": name, "date": sample.date, "night": sample.night}
-        row |= {key: float(value) for key, value in metrics.image_scores(count).items()}
-        row["cover_true"] = float(count[1:].sum() / count.sum())
-        row["cover_pred"] = float(count[:, 1:].sum() / count.sum())
-        images.append(row)
-    if not images:
-        raise DataError(f"none of the {len(names)} images has a pixel that is not ignored")
 
-    groups, curves = {}, {}
-    for group, members in _groups(nights).items():
-        rows = [row for row in images if row["night"] in members]
-        chosen = [count for count, night in zip(counts, nights, strict=True) if night in members]
-        histogram = np.sum([histograms[night] for night in members], axis=0)
-        curves[group] = metrics.curves(histogram)
-        groups[group] = {
-            **metrics.scores(chosen),
-            "cloud_cover": metrics.cloud_cover_errors(
-                [row["cover_pred"] for row in rows], [row["cover_true"] for row in rows]
-            ),
-            "roc_auc": curves[group]["roc_auc"],
-            "average_precision": curves[group]["average_precision"],
+@dataclass(frozen=True)
+class _Scored:
+    """What is kept of an image: `row` (`COLUMNS`) is None where no pixel counts."""
+
+    name: str
+    night: bool | None
+    counts: np.ndarray
+    row: dict | None
+
+
+def _score(predictor, dataset, name, threshold):
+    """An image's `_Scored`, and its `metrics.curve_counts`."""
+    sample = dataset.find(name)
+    image, truth = dataset.load(sample)
+    labels, cloud = _predict(predictor, image, truth.shape, dataset.num_classes, threshold, name)
+    counts = metrics.confusion(labels, truth, dataset.num_classes)
+    row = None
+    if counts.sum():
+        scores = metrics.image_scores(counts)
+        row = {
+            "name": name,
+            "date": sample.date,
+            "night": sample.night,
+            **{key: float(scores[key]) for key in SCORES},
+            "cover_true": float(counts[1:].sum() / counts.sum()),
+            "cover_pred": float(counts[:, 1:].sum() / counts.sum()),
         }
+    return _Scored(name, sample.night, counts, row), metrics.curve_counts(cloud, truth)
 
-    def entry(row):
-        image, truth = dataset.load(dataset.find(row["name"]))
-        labels, _ = _predict(predictor, image, truth.shape, n, threshold, row["name"])
-        title = f"{row['name']}, MIoU {row['miou']:.3f}, accuracy {row['accuracy']:.3f}"
-        step = -(-max(truth.shape) // SHEET_PIXELS)
-        return title, *(array[::step, ::step].copy() for array in (image, truth, labels))
 
-    sheet = {key: [entry(row) for row in rows] for key, rows in _choose(images).items()}
-    return Evaluation(
-        about, float(threshold), n, groups, tuple(images), tuple(left_out), curves, sheet
-    )
+def _predict(predictor, image, shape, num_classes, threshold, name):
+    """Labels and cloud probability (h, w) of an image at its mask's size, checked."""
+    received = np.asarray(predictor(image))
+    classes = () if num_classes == 2 else (num_classes,)
+    if received.ndim != 2 + len(classes) or received.shape[2:] != classes:
+        expected = ", ".join(map(str, ("height", "width", *classes)))
+        raise ValueError(
+            f"{name}: the predictor must give probabilities of shape ({expected}) for "
+            f"{num_classes} classes; received shape {received.shape}"
+        )
+    received = received.astype(np.float32)
+    low = received.min(initial=1)
+    high = received.max(initial=0)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"{name}: probabilities must be in [0, 1]; received {low} to {high} "
+            "(give the sigmoid or softmax of logits)"
+        )
+    probabilities = metrics.resize_align_corners(received, shape).clip(0, 1)
+    if num_classes == 2:
+        return (probabilities >= threshold).astype(np.uint8), probabilities
+    return probabilities.argmax(-1).astype(np.uint8), 1 - probabilities[..., 0]
+
+
+def _divide(scored):
+    """The images of the day, of the night, and all; only groups that exist and differ."""
+    nights = {image.night for image in scored}
+    groups = {}
+    if False in nights:
+        groups["day"] = [image for image in scored if image.night is False]
+    if True in nights:
+        groups["night"] = [image for image in scored if image.night is True]
+    if None in nights:
+        groups["all"] = scored
+    elif len(groups) == 2:
+        groups["day+night"] = scored
+    return groups
+
+
+def _summarize(images, curves):
+    """What `Evaluation.groups` says of some images."""
+    rows = [image.row for image in images if image.row is not None]
+    return {
+        **metrics.scores([image.counts for image in images]),
+        "cloud_cover": metrics.cloud_cover_errors(
+            [row["cover_pred"] for row in rows], [row["cover_true"] for row in rows]
+        ),
+        "roc_auc": curves["roc_auc"],
+        "average_precision": curves["average_precision"],
+    }
+
+
+def _choose(rows):
+    """The rows with the best, median and worst MIoU, none of them twice."""
+    rows = sorted(rows, key=lambda row: -row["miou"])
+    count = min(SHEET_COLUMNS, max(1, len(rows) // 3))
+    best = rows[:count]
+    rest = rows[count:]
+    worst = rest[-count:][::-1]
+    rest = rest[:-count]
+    start = max(0, (len(rest) - count + 1) // 2)
+    median = rest[start : start + count]
+    chosen = {"best": best, "median": median, "worst": worst}
+    return {title: members for title, members in chosen.items() if members}
+
+
+def _sheet_entry(predictor, dataset, row, threshold):
+    """Title, photo, truth and prediction of an image, thinned to `SHEET_PIXELS`."""
+    name = row["name"]
+    image, truth = dataset.load(dataset.find(name))
+    labels, _ = _predict(predictor, image, truth.shape, dataset.num_classes, threshold, name)
+    step = -(-max(truth.shape) // SHEET_PIXELS)  # rounded up
+    title = f"{name}, MIoU {row['miou']:.3f}, accuracy {row['accuracy']:.3f}"
+    pictures = (picture[::step, ::step].copy() for picture in (image, truth, labels))
+    return (title, *pictures)

@@ -1,21 +1,31 @@
-"""Reads the pictures that a user hands over and writes results whole or not at all."""
+"""Reads what a user hands over, and writes results whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import platform
+import re
+import stat
 import sys
 import tempfile
 import threading
+import time
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ddunet_keras.images import to_array
+
+StrPath = str | os.PathLike[str]
+"""What functions that take a path accept."""
 
 IGNORE = 255
 """Label of a pixel that is neither cloud nor sky: it counts in no loss, score or cloud cover."""
@@ -23,26 +33,148 @@ IGNORE = 255
 MAX_PIXELS = 178_000_000
 """Largest picture that is decoded (pixels): a small file can claim to be far larger."""
 
+MAX_IMAGE_BYTES = 8 * MAX_PIXELS
+"""Largest picture file that is opened: eight bytes a pixel are 16 bits of RGBA, uncompressed."""
+
+MAX_TEXT_BYTES = 32_000_000
+"""Largest table, list or JSON file that is read. Those of SWINySEG have less than 0.3 MB."""
+
+PARTIAL_PREFIX = ".partial-"
+"""Start of the names of files that `atomic_path` has not yet finished."""
+
+ABANDONED_AFTER = 24 * 3600
+"""Seconds after which nobody still writes a partial file, whoever began it."""
+
 _OPENING = threading.Lock()  # `warnings.catch_warnings` is for one thread at a time
 
 
 class DataError(ValueError):
-    """A file or folder cannot be used; the message says in one line which, why and what to do."""
+    """A file or folder cannot be used; the message says in one line which, why and what to do.
+
+    The message is made `printable`: it may hold the name of any file.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
-def first_line(error) -> str:
+class WriteError(DataError):
+    """A result cannot be written: no room, no permission, a folder of that name, and so on."""
+
+
+def printable(text: object) -> str:
+    r"""Text in one line: escapes line breaks, control characters and bytes that are not UTF-8.
+
+    File names may hold all of these. A terminal would obey them, a table would break, and bytes
+    that are not UTF-8 (surrogates, in Python) could not be printed at all.
+
+    Example:
+
+    >>> print(printable("night\n.jpg"))
+    night\n.jpg
+    """
+    characters = str(text)
+    if characters.isprintable():
+        return characters
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in characters
+    )
+
+
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def regular_file(path: StrPath) -> Path:
+    """The path of a file that can be read to its end.
+
+    A pipe or a device is refused: reading it may wait for ever or fill the memory. Links are
+    followed.
+
+    Raises:
+        DataError: there is no such file, or it is a folder, a pipe, a device or a socket.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is a link to a file that is missing" if path.is_symlink() else "no such file"
+        raise DataError(f"{path}: {what}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path}: is a folder, a file was expected")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: is a pipe, a device or a socket, a file was expected")
+    return path
+
+
+def read_text(path: StrPath, limit: int = MAX_TEXT_BYTES) -> str:
+    """Reads a text in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of a regular file.
+        limit: bytes that the file may have.
+
+    Raises:
+        DataError: as `regular_file`, or the file is larger or no UTF-8.
+    """
+    path = regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+    if len(content) > limit:
+        raise DataError(f"{path}: has more bytes than expected; at most {limit:,} are read")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a readable UTF-8 text; save it as UTF-8") from None
+
+
+def read_json(path: StrPath, limit: int = MAX_TEXT_BYTES) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: as `read_text`, or the text is no JSON.
+    """
+    text = read_text(path, limit)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: not a readable JSON file") from None
+
+
+def list_folder(folder: StrPath) -> list[Path]:
+    """What a folder holds, in the order of the names, without hidden files.
+
+    Raises:
+        DataError: there is no such folder, it is a file, or it cannot be listed.
+    """
+    folder = Path(folder)
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such folder") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: cannot be listed ({_reason(error)})") from None
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _open(path):
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, an image file was expected")
-    if path.stat().st_size == 0:
+    path = regular_file(path)
+    size = path.stat().st_size
+    if size == 0:
         raise DataError(f"{path}: the file is empty")
+    if size > MAX_IMAGE_BYTES:
+        raise DataError(f"{path}: {size:,} bytes, at most {MAX_IMAGE_BYTES:,} are read")
     try:
         with _OPENING, warnings.catch_warnings():
             # Pillow warns of large pictures; the limit below is the one that counts
@@ -60,9 +192,12 @@ def _open(path):
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on corrupt input
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = reason.replace(repr(str(path)), "").strip() or type(error).__name__
+        reason = first_line(error).replace(repr(str(path)), "").strip() or type(error).__name__
         raise DataError(f"{path}: not a readable image ({reason})") from None
+
+
+def _is_gray(picture):
+    return picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16")
 
 
 def _gray8(picture):
@@ -78,7 +213,7 @@ def _gray8(picture):
     return np.clip(np.rint(array), 0, 255).astype(np.uint8)
 
 
-def read_image(path) -> np.ndarray:
+def read_image(path: StrPath) -> np.ndarray:
     """Reads a photo as RGB, upright as its EXIF tag says.
 
     Args:
@@ -90,9 +225,15 @@ def read_image(path) -> np.ndarray:
 
     Raises:
         DataError: the file is missing, empty, no image, truncated or over `MAX_PIXELS`.
+
+    Example:
+
+    >>> write_image(tmp / "sky.png", np.full((2, 3), 200, np.uint8))
+    >>> read_image(tmp / "sky.png")[0, 0].tolist()
+    [200, 200, 200]
     """
     picture = _open(path)
-    if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
+    if _is_gray(picture):
         return np.repeat(_gray8(picture)[..., None], 3, axis=-1)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -100,7 +241,7 @@ def read_image(path) -> np.ndarray:
     return to_array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def read_gray(path) -> np.ndarray:
+def read_gray(path: StrPath) -> np.ndarray:
     """Reads a mask's values as uint8 (height, width): palette files by index, colour by luminance.
 
     Raises:
@@ -109,43 +250,100 @@ def read_gray(path) -> np.ndarray:
     picture = _open(path)
     if picture.mode == "P":
         return np.asarray(picture)
-    if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
+    if _is_gray(picture):
         return _gray8(picture)
     return np.asarray(picture.convert("RGB").convert("L"))
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: StrPath) -> Iterator[Path]:
     """Gives a temporary name beside `path`, renamed to `path` when the block ends without error.
 
     The temporary name keeps the suffix, so that writers that look at it work. What the block left
-    behind is removed on error or interruption: `path` is whole, or as it was.
+    behind is removed on error or interruption: `path` is whole, or as it was. A process that is
+    killed cannot tidy up; `remove_partial_files` does it for a folder.
+
+    Raises:
+        WriteError: nothing can be written there, or there is no room for it.
 
     Example:
 
     >>> with atomic_path(tmp / "a.txt") as temporary:
     ...     _ = temporary.write_text("whole")
+    >>> (tmp / "a.txt").read_text()
+    'whole'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=".partial-", suffix="".join(path.suffixes[-2:])
-    )
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent,
+            prefix=f"{PARTIAL_PREFIX}{_this_machine()}-{os.getpid()}-",
+            suffix="".join(path.suffixes[-2:]),
+        )
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # mkstemp makes files private; give what a plain open() would have given
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({_reason(error)})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _this_machine():
+    """A short name of this machine, to tell whether a process number is one of its own."""
+    name = platform.node().encode(errors="replace")
+    return f"{zlib.crc32(name):08x}"
+
+
+def remove_partial_files(folder: StrPath) -> None:
+    """Removes the unfinished files that killed processes left in a folder.
+
+    A partial file of `atomic_path` is removed if the process that began it runs no longer on this
+    machine, or if nobody has touched it for `ABANDONED_AFTER`. The files of running processes stay,
+    those of other machines (a shared folder, a container) and of this process among them.
+
+    Args:
+        folder: not searched in depth; it may be missing.
+
+    Example:
+
+    >>> import os
+    >>> _ = (tmp / ".partial-half.png").write_bytes(b"")
+    >>> os.utime(tmp / ".partial-half.png", (0, 0))  # last touched in 1970
+    >>> remove_partial_files(tmp)
+    >>> list(tmp.iterdir())
+    []
+    """
+    for path in Path(folder).glob(f"{PARTIAL_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            if _is_abandoned(path):
+                path.unlink()
+
+
+def _is_abandoned(path):
+    if time.time() - path.lstat().st_mtime > ABANDONED_AFTER:
+        return True
+    writer = re.match(rf"{re.escape(PARTIAL_PREFIX)}([0-9a-f]{{8}})-(\d+)-", path.name)
+    # on Windows, os.kill would end the process in place of asking for it
+    if writer is None or writer[1] != _this_machine() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(writer[2]), 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
 
 
 @contextlib.contextmanager
-def silence(*descriptors):
+def silence(*descriptors: int) -> Iterator[None]:
     """Sends what is written to these file descriptors (1: stdout, 2: stderr) nowhere.
 
     Native code writes past Python's streams; what other threads print is lost for the time, too.
@@ -171,33 +369,46 @@ def silence(*descriptors):
             os.close(copy)
 
 
-def write_image(path, array) -> None:
-    """Writes uint8 (h, w) or (h, w, 3) to `path`; the suffix names the format, PNG is lossless."""
+def write_image(path: StrPath, array: np.ndarray) -> None:
+    """Writes uint8 (h, w) or (h, w, 3) to `path`; the suffix names the format, PNG is lossless.
+
+    Raises:
+        WriteError: as `atomic_path`.
+    """
     array = np.ascontiguousarray(array)
     # run lengths alone make a mask's PNG no larger, in half the time; other formats ignore it
-    options = {"compress_type": zlib.Z_RLE} if array.ndim == 2 else {}
+    options: dict[str, Any] = {"compress_type": zlib.Z_RLE} if array.ndim == 2 else {}
     with atomic_path(path) as temporary:
         Image.fromarray(array).save(temporary, **options)
 
 
-def write_text(path, text) -> None:
-    """Writes `text` as UTF-8."""
+def write_text(path: StrPath, text: str) -> None:
+    """Writes `text` as UTF-8; of a file name that is no UTF-8 it escapes the bytes (`\\udcff`)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path, value) -> None:
-    """Writes `value` as indented JSON; NaN becomes null, as JSON has no NaN."""
+def write_json(path: StrPath, value: Any) -> None:
+    """Writes `value` as indented JSON; NaN becomes null, as JSON has no NaN.
 
-    def clean(item):
-        if isinstance(item, dict):
-            return {str(key): clean(entry) for key, entry in item.items()}
-        if isinstance(item, (list, tuple)):
-            return [clean(entry) for entry in item]
-        if isinstance(item, np.generic):
-            item = item.item()
-        if isinstance(item, float) and not np.isfinite(item):
-            return None
-        return str(item) if isinstance(item, Path) else item
+    Example:
 
-    write_text(path, json.dumps(clean(value), indent=2) + "\n")
+    >>> write_json(tmp / "cover.json", {"fraction": np.float32(0.5), "okta": float("nan")})
+    >>> read_json(tmp / "cover.json")
+    {'fraction': 0.5, 'okta': None}
+    """
+    write_text(path, json.dumps(_as_json(value), indent=2) + "\n")
+
+
+def _as_json(item):
+    if isinstance(item, dict):
+        return {str(key): _as_json(entry) for key, entry in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [_as_json(entry) for entry in item]
+    if isinstance(item, Path):
+        return str(item)
+    if isinstance(item, np.generic):
+        item = item.item()
+    if isinstance(item, float) and not np.isfinite(item):
+        return None
+    return item

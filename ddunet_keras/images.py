@@ -5,43 +5,57 @@ Training and prediction both go through these functions: a model sees what it wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
+Size = tuple[int, int]
+"""(height, width), pixels."""
 
-def to_array(picture, rows=8) -> np.ndarray:
+
+def to_array(picture: Image.Image, rows: int = 8) -> np.ndarray:
     """`np.asarray` of a Pillow picture of mode "RGB", uint8 (h, w, 3), in bands of `rows`.
 
     `np.asarray` takes twice the memory beside the picture's own, which counts at 12 megapixels.
     """
     array = np.empty((picture.height, picture.width, 3), np.uint8)
     for top in range(0, picture.height, rows):
-        array[top : top + rows] = picture.crop(
-            (0, top, picture.width, min(top + rows, picture.height))
-        )
+        bottom = min(top + rows, picture.height)
+        array[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)))
     return array
 
 
-def resize_image(image, size) -> np.ndarray:
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """Resizes uint8 (h, w, 3) to `size` = (height, width): bilinear, averaging when it shrinks."""
-    if image.shape[:2] == tuple(size):
+    height, width = size
+    if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_labels(labels, size) -> np.ndarray:
+def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
     """Resizes a uint8 (h, w) label map to `size` = (height, width) by its nearest pixel."""
-    if labels.shape == tuple(size):
+    height, width = size
+    if labels.shape == (height, width):
         return labels
-    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
-def rotation_matrix(angle) -> np.ndarray:
+def rotation_matrix(angle: float) -> np.ndarray:
     """(2, 2), of an angle in radians, for `warp`."""
-    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
 
 
-def warp(image, labels, matrix, shift=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
+def warp(
+    image: np.ndarray,
+    labels: np.ndarray,
+    matrix: np.ndarray,
+    shift: np.ndarray | Sequence[float] = (0, 0),
+) -> tuple[np.ndarray, np.ndarray]:
     """Turns, slants, zooms and shifts a photo and its labels about the middle.
 
     Beyond the border, as far as half of the longer side, the nearest pixel is repeated.
@@ -53,45 +67,53 @@ def warp(image, labels, matrix, shift=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Both, of the size that was given.
+
+    Example:
+
+    >>> image, labels = np.zeros((4, 4, 3), np.uint8), np.arange(16, dtype=np.uint8).reshape(4, 4)
+    >>> warp(image, labels, rotation_matrix(np.pi))[1][0].tolist()
+    [15, 14, 13, 12]
     """
-    h, w = labels.shape
-    pad = (max(h, w) + 1) // 2
-    center = np.array([w, h]) / 2
-    offset = center + shift + pad - matrix @ center
+    height, width = labels.shape
+    pad = (max(height, width) + 1) // 2
+    center = np.array([width, height]) / 2
+    offset = center + np.asarray(shift) + pad - matrix @ center
     affine = (*matrix[0], offset[0], *matrix[1], offset[1])
 
     def transform(array, resample):
         widths = [(pad, pad), (pad, pad), (0, 0)][: array.ndim]
         padded = Image.fromarray(np.pad(array, widths, mode="edge"))
-        return np.asarray(padded.transform((w, h), Image.Transform.AFFINE, affine, resample))
+        moved = padded.transform((width, height), Image.Transform.AFFINE, affine, resample)
+        return np.asarray(moved)
 
     return transform(image, Image.Resampling.BILINEAR), transform(labels, Image.Resampling.NEAREST)
 
 
-def resize_probabilities(probabilities, size) -> np.ndarray:
+def resize_probabilities(probabilities: np.ndarray, size: Size) -> np.ndarray:
     """Resizes float32 (h, w) or (h, w, n) to `size` = (height, width), bilinear."""
     if probabilities.ndim == 3:
         channels = np.moveaxis(probabilities, -1, 0)
         return np.stack([resize_probabilities(c, size) for c in channels], axis=-1)
-    if probabilities.shape == tuple(size):
+    height, width = size
+    old_height = probabilities.shape[0]
+    if probabilities.shape == (height, width):
         return probabilities
     picture = Image.fromarray(np.ascontiguousarray(probabilities, "float32"))
-    (old, _), (height, width) = probabilities.shape, size
-    if height <= old:
+    if height <= old_height:
         return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
     # Pillow widens the few rows, and here each new row is mixed of two: three times faster
-    rows = np.asarray(picture.resize((width, old), Image.Resampling.BILINEAR))
-    steps = np.diff(rows, axis=0, append=rows[-1:])
-    result = np.empty(size, "float32")
-    places = ((np.arange(height) + 0.5) * old / height - 0.5).clip(0, old - 1)
-    for row, place in zip(result, places, strict=True):
-        above = int(place)
-        np.multiply(steps[above], np.float32(place - above), out=row)
+    rows = np.asarray(picture.resize((width, old_height), Image.Resampling.BILINEAR))
+    differences = np.diff(rows, axis=0, append=rows[-1:])
+    positions = ((np.arange(height) + 0.5) * old_height / height - 0.5).clip(0, old_height - 1)
+    result = np.empty((height, width), "float32")
+    for row, position in zip(result, positions, strict=True):
+        above = int(position)
+        np.multiply(differences[above], np.float32(position - above), out=row)
         row += rows[above]
     return result
 
 
-def align_corners_matrix(size, new_size) -> np.ndarray:
+def align_corners_matrix(size: int, new_size: int) -> np.ndarray:
     """(new_size, size) weights of linear interpolation whose first and last samples stay."""
     position = np.linspace(0, size - 1, new_size) if new_size > 1 else np.zeros(1)
     low = np.minimum(position.astype(int), max(size - 2, 0))
@@ -102,6 +124,6 @@ def align_corners_matrix(size, new_size) -> np.ndarray:
     return matrix
 
 
-def normalize(images) -> np.ndarray:
+def normalize(images: ArrayLike) -> np.ndarray:
     """Maps pixel values 0..255 to the network's -1..1: x / 127.5 - 1, float32."""
     return np.asarray(images, "float32") / np.float32(127.5) - np.float32(1)

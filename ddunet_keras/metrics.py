@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ddunet_keras.files import IGNORE
 from ddunet_keras.sky import CloudCover
@@ -11,7 +15,7 @@ BINS = 1000
 """Probability bins of the curves: thresholds are 1/1000 apart."""
 
 
-def resize_align_corners(array, size) -> np.ndarray:
+def resize_align_corners(array: ArrayLike, size: Sequence[int]) -> np.ndarray:
     """Resizes bilinearly so that the corner pixels stay corner pixels (align_corners=True).
 
     The authors bring the probability map to the mask's size this way before the threshold.
@@ -31,28 +35,27 @@ def resize_align_corners(array, size) -> np.ndarray:
     >>> resize_align_corners(np.array([[0.0, 1.0]]), (1, 3))
     array([[0. , 0.5, 1. ]])
     """
-    array = np.asarray(array)
-    if array.ndim not in (2, 3) or 0 in array.shape or len(size) != 2 or min(size) < 1:
+    values = np.asarray(array)
+    if values.ndim not in (2, 3) or 0 in values.shape or len(size) != 2 or min(size) < 1:
         raise ValueError(
             "resize_align_corners needs a non-empty (h, w) or (h, w, c) array and a (height, "
-            f"width) of at least 1; received shape {array.shape} and size {tuple(size)}"
+            f"width) of at least 1; received shape {values.shape} and size {tuple(size)}"
         )
-    array = array.astype(np.float32 if array.dtype == np.float32 else np.float64)
-    for axis, target in enumerate(size):
-        source = array.shape[axis]
-        if source == target:
+    values = values.astype(np.float32 if values.dtype == np.float32 else np.float64)
+    for axis, new_length in enumerate(size):
+        length = values.shape[axis]
+        if length == new_length:
             continue
-        position = np.linspace(0, source - 1, target)
-        low = np.minimum(position.astype(int), max(source - 2, 0))
-        weight = (position - low).astype(array.dtype)
-        weight = weight.reshape([-1 if k == axis else 1 for k in range(array.ndim)])
-        first = array.take(low, axis)
-        second = array.take(np.minimum(low + 1, source - 1), axis)
-        array = first * (1 - weight) + second * weight
-    return array
+        position = np.linspace(0, length - 1, new_length)
+        low = np.minimum(position.astype(int), max(length - 2, 0))
+        high = np.minimum(low + 1, length - 1)
+        weight = (position - low).astype(values.dtype)
+        weight = weight.reshape([-1 if k == axis else 1 for k in range(values.ndim)])
+        values = values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight
+    return values
 
 
-def confusion(labels_pred, labels_true, num_classes=2) -> np.ndarray:
+def confusion(labels_pred: ArrayLike, labels_true: ArrayLike, num_classes: int = 2) -> np.ndarray:
     """Counts pixels by true class (row) and predicted class (column).
 
     Args:
@@ -73,13 +76,15 @@ def confusion(labels_pred, labels_true, num_classes=2) -> np.ndarray:
     array([[1, 1],
            [0, 0]])
     """
-    pred, true = np.asarray(labels_pred), np.asarray(labels_true)
+    pred = np.asarray(labels_pred)
+    true = np.asarray(labels_true)
     if pred.shape != true.shape:
         raise ValueError(
             f"prediction and truth must have one shape; received {pred.shape} and {true.shape}"
         )
     valid = true != IGNORE
-    pred, true = pred[valid], true[valid]
+    pred = pred[valid]
+    true = true[valid]
     for name, labels in (("labels_pred", pred), ("labels_true", true)):
         if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
             raise ValueError(
@@ -95,7 +100,7 @@ def _ratio(part, whole, absent):
     return np.where(whole > 0, part / np.maximum(whole, 1), absent.astype(float))
 
 
-def image_scores(counts) -> dict[str, np.ndarray]:
+def image_scores(counts: ArrayLike) -> dict[str, np.ndarray]:
     """Scores of each image from its confusion counts.
 
     Precision and recall are of the cloud class (the mean over classes 1.. where there are more
@@ -117,7 +122,8 @@ def image_scores(counts) -> dict[str, np.ndarray]:
     """
     counts = np.asarray(counts)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
-    true, pred = counts.sum(-1), counts.sum(-2)
+    true = counts.sum(-1)
+    pred = counts.sum(-2)
     absent = true + pred == 0
     return {
         "accuracy": hit.sum(-1) / counts.sum((-2, -1)),
@@ -127,7 +133,7 @@ def image_scores(counts) -> dict[str, np.ndarray]:
     }
 
 
-def scores(counts) -> dict:
+def scores(counts: ArrayLike) -> dict[str, Any]:
     """Scores of a set of images in both averagings.
 
     `image_mean` is the paper's averaging (Li et al., IGARSS 2025, Table I; equal to the authors'
@@ -157,28 +163,36 @@ def scores(counts) -> dict:
     if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or counts.shape[1] < 2:
         raise ValueError(f"counts must be (images, n, n) with n >= 2; received {counts.shape}")
     kept = counts[counts.sum((1, 2)) > 0]
-
-    def named(values):
-        p, r = values["precision"], values["recall"]
-        f1 = 2 * p * r / (p + r) if p + r > 0 else p + r
-        ordered = {**values, "f1": f1, "error_rate": 1 - values["accuracy"]}
-        keys = ("accuracy", "precision", "recall", "f1", "miou", "error_rate")
-        return {key: float(ordered[key]) for key in keys}
-
     if len(kept):
-        image_mean = {key: value.mean() for key, value in image_scores(kept).items()}
-        pooled = image_scores(kept.sum(0))
+        image_mean = {key: float(value.mean()) for key, value in image_scores(kept).items()}
+        pooled = {key: float(value) for key, value in image_scores(kept.sum(0)).items()}
     else:
-        image_mean = pooled = dict.fromkeys(("accuracy", "precision", "recall", "miou"), np.nan)
+        image_mean = dict.fromkeys(("accuracy", "precision", "recall", "miou"), float("nan"))
+        pooled = image_mean
     return {
         "images": len(kept),
         "left_out": len(counts) - len(kept),
-        "image_mean": named(image_mean),
-        "pooled": named(pooled),
+        "image_mean": _with_f1(image_mean),
+        "pooled": _with_f1(pooled),
     }
 
 
-def cloud_cover_errors(fraction_pred, fraction_true) -> dict[str, float]:
+def _with_f1(values):
+    """The scores with the harmonic mean of precision and recall, and the error rate."""
+    precision = values["precision"]
+    recall = values["recall"]
+    total = precision + recall
+    return {
+        "accuracy": values["accuracy"],
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / total if total > 0 else total,
+        "miou": values["miou"],
+        "error_rate": 1 - values["accuracy"],
+    }
+
+
+def cloud_cover_errors(fraction_pred: ArrayLike, fraction_true: ArrayLike) -> dict[str, float]:
     """How well the cloud cover of whole images is told.
 
     Args:
@@ -197,7 +211,8 @@ def cloud_cover_errors(fraction_pred, fraction_true) -> dict[str, float]:
     >>> cloud_cover_errors([0.5, 1.0], [0.25, 1.0])["mean_absolute_error"]
     12.5
     """
-    pred, true = np.asarray(fraction_pred, float), np.asarray(fraction_true, float)
+    pred = np.asarray(fraction_pred, float)
+    true = np.asarray(fraction_true, float)
     both = np.concatenate([pred.ravel(), true.ravel()])
     if pred.ndim != 1 or pred.shape != true.shape or not np.all((both >= 0) & (both <= 1)):
         raise ValueError(
@@ -207,15 +222,19 @@ def cloud_cover_errors(fraction_pred, fraction_true) -> dict[str, float]:
     if not len(pred):
         return dict.fromkeys(("bias", "mean_absolute_error", "share_within_1_okta"), float("nan"))
     error = 100 * (pred - true)
-    oktas = np.array([[CloudCover(f, 1.0).okta for f in cover] for cover in (pred, true)])
+    okta_error = _oktas(pred) - _oktas(true)
     return {
         "bias": float(error.mean()),
         "mean_absolute_error": float(np.abs(error).mean()),
-        "share_within_1_okta": float(np.mean(np.abs(oktas[0] - oktas[1]) <= 1)),
+        "share_within_1_okta": float(np.mean(np.abs(okta_error) <= 1)),
     }
 
 
-def curve_counts(cloud_probabilities, labels_true) -> np.ndarray:
+def _oktas(fractions):
+    return np.array([CloudCover(fraction, 1.0).okta for fraction in fractions])
+
+
+def curve_counts(cloud_probabilities: ArrayLike, labels_true: ArrayLike) -> np.ndarray:
     """Histogram of the cloud probability over the pixels that count, to be summed over images.
 
     Args:
@@ -237,7 +256,7 @@ def curve_counts(cloud_probabilities, labels_true) -> np.ndarray:
     return np.bincount(index, minlength=2 * BINS).reshape(2, BINS)
 
 
-def curves(counts) -> dict:
+def curves(counts: ArrayLike) -> dict[str, Any]:
     """Precision-recall and ROC curve, pooled over the pixels of `curve_counts`.
 
     Args:
@@ -255,7 +274,8 @@ def curves(counts) -> dict:
     """
     false, true = np.cumsum(np.asarray(counts)[:, ::-1], axis=1).astype(float)
     with np.errstate(invalid="ignore"):
-        recall, fall_out = true / true[-1], false / false[-1]
+        recall = true / true[-1]
+        fall_out = false / false[-1]
     precision = np.where(true + false > 0, true / np.maximum(true + false, 1), 1.0)
     step = np.diff(fall_out, prepend=0)
     return {

@@ -6,66 +6,84 @@ The figures are drawn on matplotlib's Agg canvas directly: no display, no pyplot
 from __future__ import annotations
 
 import csv
+import io
 import os
-from pathlib import Path
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from ddunet_keras.files import IGNORE, DataError, atomic_path
+from ddunet_keras.files import IGNORE, DataError, StrPath, atomic_path, printable, read_text
 
 # Okabe and Ito's palette: distinct with every kind of colour vision
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", "#000000")
+
+TOO_MUCH, TOO_LITTLE = IGNORE - 2, IGNORE - 1
+"""Labels that stand for errors while a sheet is drawn."""
 
 
-def _figure(width, height):
+def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _colors(items):
-    palette = (BLUE, ORANGE, GREEN, PURPLE)
-    return [palette[k % len(palette)] for k in range(len(items))]
-
-
-def _save(figure, path):
-    with atomic_path(path) as temporary:
+def _save(figure: Figure, path: StrPath) -> None:
+    """Writes the picture; every text is drawn as it is, whatever the names of files hold."""
+    for artist in figure.findobj(Text):
+        if isinstance(artist, Text):
+            artist.set_parse_math(False)
+            artist.set_text(printable(artist.get_text()))
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # a box stands for what the font lacks, such as Chinese
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(temporary)
 
 
-def _panel(axes, title, xlabel, ylabel):
+def _panel(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def read_history(path) -> dict[str, list[float]]:
+def read_history(path: StrPath) -> dict[str, list[float]]:
     """Reads the history.csv of a training: one column a quantity, one row an epoch.
 
     An empty cell (a quantity not measured in that epoch) is NaN.
 
     Raises:
         DataError: no such file, no row, a ragged row or something that is not a number.
+
+    Example:
+
+    >>> _ = (tmp / "history.csv").write_text("epoch,loss,val_loss\\n1,0.5,\\n2,0.4,0.6\\n")
+    >>> read_history(tmp / "history.csv")
+    {'epoch': [1.0, 2.0], 'loss': [0.5, 0.4], 'val_loss': [nan, 0.6]}
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, a history.csv of a training was expected")
+    text = read_text(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = [row for row in csv.reader(file) if row]
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         columns = zip(*([float(cell or "nan") for cell in row] for row in rows), strict=True)
-        history = {name: list(v) for name, v in zip(header, columns, strict=True)}
+        return {name: list(values) for name, values in zip(header, columns, strict=True)}
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a history.csv with a header and epochs ({error})") from None
-    return history
 
 
-def plot_history(history, path) -> None:
+History = Mapping[str, Sequence[float]]
+"""Values of each quantity, one an epoch: Keras's `History.history`."""
+
+
+def plot_history(history: History | StrPath, path: StrPath) -> None:
     """Draws loss, accuracy and MIoU, and learning rate over the epochs, training and validation.
 
     Args:
@@ -89,8 +107,6 @@ def plot_history(history, path) -> None:
             "history must hold loss and as many values of each quantity, one an epoch; received "
             f"{lengths}"
         )
-    epoch = np.arange(1, len(history["loss"]) + 1)
-
     scores = [
         name
         for name in history
@@ -103,25 +119,10 @@ def plot_history(history, path) -> None:
         panels.append(("Learning rate", "learning rate", ["learning_rate"]))
 
     figure = _figure(4.6 * len(panels), 3.8)
-    for axes, (title, ylabel, names) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        for name, color in zip(names, _colors(names), strict=True):
-            label = "MIoU" if name.lower() in ("miou", "mean_iou") else name.replace("_", " ")
-            for key, style, part in ((name, "--", "training"), (f"val_{name}", "-", "validation")):
-                if key not in history:
-                    continue
-                values = np.asarray(history[key], float)
-                measured = np.isfinite(values)
-                marker = "o" if measured.sum() < 15 else None
-                axes.plot(
-                    epoch[measured],
-                    values[measured],
-                    style if f"val_{name}" in history else "-",
-                    color=color,
-                    marker=marker,
-                    label=f"{label}, {part}",
-                )
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, ylabel, names) in zip(row, panels, strict=True):
+        for name, color in zip(names, cycle(COLORS), strict=False):
+            _plot_quantity(axes, history, name, color)
         _panel(axes, title, "epoch", ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if names != ["learning_rate"]:
@@ -129,7 +130,30 @@ def plot_history(history, path) -> None:
     _save(figure, path)
 
 
-def plot_curves(curves, path, *, threshold=None) -> None:
+def _plot_quantity(axes, history, name, color):
+    """A quantity over the epochs, and where it was validated, that as a full line."""
+    label = "MIoU" if name.lower() in ("miou", "mean_iou") else name.replace("_", " ")
+    validated = f"val_{name}" in history
+    lines = [(name, "training", "--" if validated else "-")]
+    if validated:
+        lines.append((f"val_{name}", "validation", "-"))
+    for key, part, style in lines:
+        values = np.asarray(history[key], float)
+        epochs = np.arange(1, len(values) + 1)
+        measured = np.isfinite(values)
+        axes.plot(
+            epochs[measured],
+            values[measured],
+            style,
+            color=color,
+            marker="o" if measured.sum() < 15 else None,
+            label=f"{label}, {part}",
+        )
+
+
+def plot_curves(
+    curves: Mapping[str, Mapping[str, Any]], path: StrPath, *, threshold: float | None = None
+) -> None:
     """Draws the precision-recall and the ROC curve of each set of images.
 
     Args:
@@ -150,8 +174,9 @@ def plot_curves(curves, path, *, threshold=None) -> None:
         raise ValueError(f"curves must hold at least one set; received {curves!r}")
     figure = _figure(10, 5.2)
     left, right = figure.subplots(1, 2)
-    for (name, curve), color in zip(curves.items(), _colors(curves), strict=True):
-        recall, precision = curve["recall"], curve["precision"]
+    for (name, curve), color in zip(curves.items(), cycle(COLORS), strict=False):
+        recall = curve["recall"]
+        precision = curve["precision"]
         fall_out = curve["false_positive_rate"]
         label = f"{name}, average precision {curve['average_precision']:.3f}"
         left.plot(recall, precision, color=color, label=label)
@@ -171,7 +196,11 @@ def plot_curves(curves, path, *, threshold=None) -> None:
     _save(figure, path)
 
 
-def plot_sheet(rows, path, *, num_classes=2) -> None:
+Entry = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+"""An image of a sheet: title, photo (h, w, 3), truth and prediction (h, w)."""
+
+
+def plot_sheet(rows: Mapping[str, Sequence[Entry]], path: StrPath, *, num_classes: int = 2) -> None:
     """Draws photo, truth and prediction of images, with the errors coloured.
 
     Args:
@@ -191,38 +220,59 @@ def plot_sheet(rows, path, *, num_classes=2) -> None:
     count = max((len(row) for row in rows.values()), default=0)
     if not count:
         raise ValueError(f"rows must hold at least one image; received {rows!r}")
-    grays = np.linspace(40, 255, num_classes).astype(np.uint8)
-    more, less = IGNORE - 2, IGNORE - 1
-    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    palette[:num_classes] = grays[:, None]
-    for label, color in ((more, ORANGE), (less, BLUE), (IGNORE, PURPLE)):
-        palette[label] = np.rint(255 * np.array(to_rgb(color)))
-
+    palette = _label_colors(num_classes)
     figure = _figure(max(5.2 * count, 7), 2.2 * len(rows) + 0.9)
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for line, (name, row) in zip(grid, rows.items(), strict=True):
         for axes, (title, photo, truth, prediction) in zip(line, row, strict=False):
-            judged = np.where(prediction > truth, more, np.where(prediction < truth, less, truth))
-            judged[truth == IGNORE] = IGNORE
-            # a gray frame parts white clouds from the white page
-            edge = max(1, truth.shape[1] // 80)
-            frame = ((edge, edge), (edge, edge), (0, 0))
-            panels = (photo, palette[truth], palette[judged])
-            panels = [np.pad(panel, frame, constant_values=128) for panel in panels]
-            axes.imshow(np.concatenate(panels, axis=1), interpolation="nearest")
+            panels = [photo, palette[truth], palette[_judge(truth, prediction)]]
+            axes.imshow(_side_by_side(panels), interpolation="nearest")
             axes.set_title(f"{name}: {title}", fontsize=9, loc="left")
-    clouds = ["cloud"] if num_classes == 2 else [f"cloud {k}" for k in range(1, num_classes)]
-    legend = dict(zip(["sky", *clouds], (f"{gray / 255}" for gray in grays), strict=True))
-    legend |= {"too much cloud": ORANGE, "too little cloud": BLUE, "ignored": PURPLE}
-    handles = [Patch(facecolor=v, edgecolor="gray", label=k) for k, v in legend.items()]
+    handles = [
+        Patch(facecolor=color, edgecolor="gray", label=label)
+        for label, color in _legend(num_classes, palette)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.suptitle("Photo, truth, prediction")
     _save(figure, path)
 
 
-def plot_benchmark(rows, path) -> None:
+def _label_colors(num_classes):
+    """(256, 3), uint8: gray of each class, the lighter the denser, and colours of the errors."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:num_classes] = np.linspace(40, 255, num_classes).astype(np.uint8)[:, None]
+    for label, color in ((TOO_MUCH, ORANGE), (TOO_LITTLE, BLUE), (IGNORE, PURPLE)):
+        palette[label] = np.rint(255 * np.array(to_rgb(color)))
+    return palette
+
+
+def _judge(truth, prediction):
+    """The truth where it was met, and the kind of the error where it was not."""
+    judged = truth.copy()
+    judged[prediction > truth] = TOO_MUCH
+    judged[prediction < truth] = TOO_LITTLE
+    judged[truth == IGNORE] = IGNORE
+    return judged
+
+
+def _side_by_side(pictures):
+    """One picture of several; a gray frame parts white clouds from the white page."""
+    edge = max(1, pictures[0].shape[1] // 80)
+    frame = ((edge, edge), (edge, edge), (0, 0))
+    return np.concatenate([np.pad(p, frame, constant_values=128) for p in pictures], axis=1)
+
+
+def _legend(num_classes: int, palette: np.ndarray) -> Iterator[tuple[str, Any]]:
+    clouds = ["cloud"] if num_classes == 2 else [f"cloud {k}" for k in range(1, num_classes)]
+    labels = [*range(num_classes), TOO_MUCH, TOO_LITTLE, IGNORE]
+    names = ["sky", *clouds, "too much cloud", "too little cloud", "ignored"]
+    for name, label in zip(names, labels, strict=True):
+        yield name, palette[label] / 255
+
+
+def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: StrPath) -> None:
     """Draws the accuracy of int8 files over their TFLM arena and over the time a photo takes.
 
     Args:
@@ -232,37 +282,39 @@ def plot_benchmark(rows, path) -> None:
 
     Raises:
         ValueError: no row has both.
+
+    Example:
+
+    >>> costs = {"arena": 300_000, "milliseconds": 2.5, "accuracy": 0.9, "size": (96, 96)}
+    >>> about = {"file": "c4_96.tflite", "model": "c4", "data": "skies", "protocol": "date"}
+    >>> plot_benchmark([about | costs], tmp / "benchmark.png")
     """
+    # the last row of a file and a data set is that of all images
     last = {(row["file"], row["data"]): row for row in rows if row.get("arena")}
     if not last:
         raise ValueError("no row has an arena: the int8 files lie in tflite/models of a clone")
-    lines = {}
-    for row in last.values():
+    lines: dict[str, list] = {}
+    for row in sorted(last.values(), key=lambda row: row["arena"]):
         kind = f"{row['model']}, {row['data']}, {row['protocol']}"
         lines.setdefault(kind, []).append(row)
+
     figure = _figure(10, 4.6)
-    pair = figure.subplots(1, 2, sharey=True)
-    palette = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", "#000000")
-    for number, (kind, line) in enumerate(lines.items()):
-        line.sort(key=lambda row: row["arena"])
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (kind, line), color in zip(sorted(lines.items()), cycle(COLORS), strict=False):
         scores = [100 * row["accuracy"] for row in line]
-        color = palette[number % len(palette)]
-        for axes, costs in zip(
-            pair,
-            ([row["arena"] / 1024 for row in line], [row["milliseconds"] for row in line]),
-            strict=True,
-        ):
+        sizes = [row["size"][0] for row in line]
+        arenas = [row["arena"] / 1024 for row in line]
+        times = [row["milliseconds"] for row in line]
+        for axes, costs in ((left, arenas), (right, times)):
             axes.plot(costs, scores, "o-", color=color, label=kind)
-            for row, cost, score in zip(line, costs, scores, strict=True):
-                axes.annotate(
-                    row["size"][0], (cost, score), (0, 5), textcoords="offset points", fontsize=8
-                )
-    for axes, label in zip(pair, ("TFLM arena, KiB", "ms a photo, one thread"), strict=True):
+            for size, cost, score in zip(sizes, costs, scores, strict=True):
+                axes.annotate(size, (cost, score), (0, 5), textcoords="offset points", fontsize=8)
+    for axes, label in ((left, "TFLM arena, KiB"), (right, "ms a photo, one thread")):
         _panel(axes, "", label, "accuracy, %, image mean")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*pair[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle("int8 files by input size in pixels")
     _save(figure, path)

@@ -2,61 +2,113 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
-from ddunet_keras.files import DataError, read_image, write_image, write_json
+import numpy as np
+
+from ddunet_keras.files import (
+    DataError,
+    StrPath,
+    WriteError,
+    list_folder,
+    printable,
+    read_image,
+    remove_partial_files,
+    write_image,
+    write_json,
+)
+from ddunet_keras.sky import Segmentation
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the files in a folder that are taken for photos."""
 
+JPEG_MAX_SIDE = 65_500
+"""Longest side, pixels, that libjpeg writes; the overlay of a larger photo is a PNG."""
 
-def find_photos(inputs) -> dict[str, Path]:
+MAX_NAME_BYTES = 200
+"""Longest name of results: file systems take 255 bytes, and `-2_overlay.jpg` is added to it."""
+
+
+class Model(Protocol):
+    """What segments a photo: `DDUNet`, `Segmenter`, or anything with this method."""
+
+    def segment(self, image: np.ndarray, threshold: float, horizon: Any) -> Segmentation:
+        """Finds the clouds in uint8 (h, w, 3); see `ddunet_keras.sky.segment`."""
+
+
+def find_photos(inputs: Iterable[StrPath]) -> dict[str, Path]:
     """The photos among files and folders, each once, by the name that its results shall bear.
 
     That name is the file's own without ending. Where several have the same, the later ones get
-    `-2`, `-3`...; names that differ in case alone count as the same, as some file systems do.
+    `-2`, `-3`...; names that differ in case alone count as the same, as some file systems do. Names
+    beyond `MAX_NAME_BYTES` are cut.
 
     Args:
         inputs: paths of files, taken as they are, and of folders, whose files with one of
             `SUFFIXES` are taken in the order of their names.
 
     Raises:
-        DataError: a folder holds no photo.
+        DataError: a folder holds no photo or cannot be listed.
 
     Example:
 
-    >>> find_photos(["day/sky.jpg", "night/sky.jpg"])  # doctest: +SKIP
-    {'sky': PosixPath('day/sky.jpg'), 'sky-2': PosixPath('night/sky.jpg')}
+    >>> photos = find_photos(["day/sky.jpg", "night/sky.jpg"])
+    >>> {name: path.as_posix() for name, path in photos.items()}
+    {'sky': 'day/sky.jpg', 'sky-2': 'night/sky.jpg'}
     """
-    paths, named, taken = {}, {}, set()
+    by_real_path: dict[str, Path] = {}
     for path in map(Path, inputs):
-        found = [path]
-        if path.is_dir():
-            found = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]
-            found = [p for p in found if not p.name.startswith(".")]
-            if not found:
-                raise DataError(f"{path}: holds no photos ({' '.join(SUFFIXES)})")
-        paths |= {p.resolve(): p for p in found if p.resolve() not in paths}
-    for path in paths.values():
-        name, count = path.stem, 1
+        for photo in _photos_in(path) if os.path.isdir(path) else [path]:
+            by_real_path.setdefault(os.path.realpath(photo), photo)
+
+    photos: dict[str, Path] = {}
+    taken = set()
+    for path in by_real_path.values():
+        stem = path.stem
+        while len(os.fsencode(stem)) > MAX_NAME_BYTES:
+            stem = stem[:-1]
+        name = stem
+        count = 1
         while name.casefold() in taken:
             count += 1
-            name = f"{path.stem}-{count}"
+            name = f"{stem}-{count}"
         taken.add(name.casefold())
-        named[name] = path
-    return named
+        photos[name] = path
+    return photos
+
+
+def _photos_in(folder):
+    photos = [
+        path
+        for path in list_folder(folder)
+        if path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
+    ]
+    if not photos:
+        raise DataError(f"{folder}: holds no photos ({' '.join(SUFFIXES)})")
+    return photos
 
 
 def predict_files(
-    model, photos, out, /, *, threshold=0.5, horizon=None, overlay=True, **about
-) -> Iterator[dict]:
+    model: Model,
+    photos: Mapping[str, Path],
+    out: StrPath,
+    /,
+    *,
+    threshold: float = 0.5,
+    horizon: Any = None,
+    overlay: bool = True,
+    **about: Any,
+) -> Generator[dict[str, Any], None, None]:
     """Segments photos one by one and yields what it found in each.
 
     In `out` it writes `NAME_mask.png` at the photo's own size (`Segmentation.mask`),
-    `NAME_overlay.jpg`, and at the end, or when the caller stops early, `predictions.json` with
-    everything that was yielded.
+    `NAME_overlay.jpg` (`.png` for a photo with a side beyond `JPEG_MAX_SIDE`), and at the end, or
+    when the caller stops early, `predictions.json` with everything that was yielded. First it
+    removes the partial files that killed processes left there.
 
     Args:
         model: has `segment(image, threshold=, horizon=)`, as `DDUNet` does.
@@ -73,27 +125,33 @@ def predict_files(
         For a photo that cannot be used: image and error. The others go on.
 
     Raises:
-        DataError: `out` is a folder that photos come from: results must not become inputs.
+        DataError: `out` is a folder that photos come from (results must not become inputs), or it
+            cannot be written to.
 
     Example:
 
-    >>> records = predict_files(model, find_photos(["photos"]), "clouds")  # doctest: +SKIP
-    >>> [record["cloud_cover"]["percent"] for record in records]  # doctest: +SKIP
-    [43.7, 98.1]
+    >>> write = dd.write_synthetic(tmp / "skies", 2, (48, 64))
+    >>> photos = find_photos([tmp / "skies" / "images"])
+    >>> records = list(predict_files(dd.Segmenter(), photos, tmp / "clouds"))
+    >>> [(record["mask"], record["height"], record["width"]) for record in records]
+    [('0000_mask.png', 48, 64), ('0001_mask.png', 48, 64)]
     """
     out = Path(out)
-    if out.resolve() in {path.resolve().parent for path in photos.values()}:
+    if os.path.realpath(out) in {os.path.dirname(os.path.realpath(p)) for p in photos.values()}:
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
-    records = []
+    remove_partial_files(out)
     settings = {"threshold": threshold, "horizon": horizon}
+    records = []
     try:
         for name, path in photos.items():
-            record = {"image": str(path)}
+            record: dict[str, Any] = {"image": str(path)}
             try:
                 record |= _predict_file(model, path, out, name, settings, overlay) | about
+            except WriteError:  # the next photo would fare no better
+                raise
             except DataError as error:
-                about_file = str(path) in str(error)
-                record["error"] = str(error) if about_file else f"{path}: {error}"
+                names_the_file = printable(path) in str(error)
+                record["error"] = str(error) if names_the_file else printable(f"{path}: {error}")
             records.append(record)
             yield record
     finally:
@@ -106,18 +164,21 @@ def _predict_file(model, path, out, name, settings, overlay):
     result = model.segment(read_image(path), **settings)
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
+    cover = result.to_dict()
     record = {"mask": f"{name}_mask.png"}
     write_image(out / record["mask"], result.mask)
-    cover = result.to_dict()
     if overlay:
-        record["overlay"] = f"{name}_overlay.jpg"
+        suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
+        record["overlay"] = f"{name}_overlay{suffix}"
         picture = result.overlay()
         del result  # a large photo's memory, before its overlay is compressed
         write_image(out / record["overlay"], picture)
+    horizon = settings["horizon"]
     return record | {
         "height": height,
         "width": width,
         "cloud_cover": cover,
-        **settings,
+        "threshold": settings["threshold"],
+        "horizon": "array" if isinstance(horizon, np.ndarray) else horizon,
         "seconds": round(seconds, 4),
     }

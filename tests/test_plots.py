@@ -81,8 +81,8 @@ def test_a_bad_history_csv_is_named(tmp_path, content):
 
 
 def test_a_missing_history_is_named(tmp_path):
-    for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(DataError, match="no such file"):
+    for path, reason in ((tmp_path / "none.csv", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(DataError, match=reason):
             plots.plot_history(path, tmp_path / "a.png")
 
 

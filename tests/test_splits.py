@@ -59,7 +59,7 @@ def test_what_a_model_was_trained_on_is_read_beside_it(tmp_path):
     replace(split, train=("d7777",)).save(tmp_path / "split.json")
     assert trained_on(tmp_path, dataset) == set()
     (tmp_path / "run.json").write_text("[1")
-    with pytest.raises(DataError, match="not a readable run"):
+    with pytest.raises(DataError, match="not a readable"):
         trained_on(tmp_path, dataset)
 
 
@@ -324,14 +324,14 @@ def test_files_that_are_no_split(tmp_path, text, reason):
 def test_missing_binary_and_huge_files(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         Split.load(tmp_path / "none.json")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="is a folder"):
         Split.load(tmp_path)
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match="not a readable JSON"):
+    with pytest.raises(DataError, match="not a readable UTF-8"):
         Split.load(tmp_path / "a.json")
     with open(tmp_path / "b.json", "wb") as file:
         file.truncate(2**40)  # sparse: takes no room on the disk
-    with pytest.raises(DataError, match="too many"):
+    with pytest.raises(DataError, match="at most"):
         Split.load(tmp_path / "b.json")
 
 

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from ddunet_keras import __version__
 from ddunet_keras.cli import convert, data, demo, evaluate, predict, train
-from ddunet_keras.cli.console import fail
+from ddunet_keras.cli.console import Terminated, fail, print_any_name, terminated_as_exception
 from ddunet_keras.cli.options import Parser
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs `ddunet` with the given arguments, those of the process by default.
 
     Returns:
-        The exit code: 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C.
+        The exit code: 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C, 143 after
+        SIGTERM.
 
     Example:
 
-    >>> main(["synthetic", str(tmp), "--count", "4"])  # doctest: +SKIP
+    >>> main(["synthetic", str(tmp / "skies"), "--count", "4"])  # doctest: +ELLIPSIS
+    wrote ...skies: 4 images and masks, metadata.csv
     0
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own start-up messages
+    print_any_name()
     try:
-        arguments = parser().parse_args(argv)
-        return arguments.run(arguments) or 0
+        with terminated_as_exception():
+            arguments = parser().parse_args(argv)
+            return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         return fail("interrupted", 130)
+    except Terminated as stop:
+        return fail(stop, stop.exit_code)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

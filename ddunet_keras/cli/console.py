@@ -1,31 +1,76 @@
-"""What the command prints, and how it starts Keras without a word."""
+"""What the command prints, how it is told to stop, and how it starts Keras without a word."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 
-from ddunet_keras.files import silence
+from ddunet_keras.files import printable, silence
 
 
-def fail(message, code=2):
+class Terminated(BaseException):
+    """The process was told to end; raised in place of ending at once, so that results are kept."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"terminated by {signal.Signals(number).name}")
+        self.exit_code = 128 + number  # as shells report a process that a signal has ended
+
+
+@contextlib.contextmanager
+def terminated_as_exception() -> Iterator[None]:
+    """Raises `Terminated` in the block on SIGTERM (`kill`, `systemctl stop`) and SIGHUP.
+
+    SIGHUP comes when a terminal is closed. A signal that the process was started to ignore, as
+    `nohup` does, stays ignored. After the first one, further ones are: tidying up takes a moment.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated(number)
+
+    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def print_any_name() -> None:
+    """Lets stdout print every file name: what its encoding lacks comes as an escape (`\\udcff`)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def fail(message: object, code: int = 2) -> int:
+    """Says an error on stderr and returns the exit code."""
     say("error", message)
     return code
 
 
-def say(kind, message):
-    print(f"ddunet: {kind}:", " ".join(str(message).split()), file=sys.stderr)
+def say(kind: str, message: object) -> None:
+    """One line on stderr."""
+    print(f"ddunet: {kind}:", printable(" ".join(str(message).split())), file=sys.stderr)
 
 
-def start_keras():
-    """Imports Keras without the lines that TensorFlow writes before it heeds its log level."""
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
-        return
-    with silence(2):
-        import keras  # noqa: F401
+def log(line: str) -> None:
+    """A line on stderr that tells how far the work has come."""
+    print(f"ddunet: {line}", file=sys.stderr, flush=True)
 
 
-def progress(done_what):
+def progress(done_what: str) -> Callable[[int, int], None] | None:
     """A counter on stderr, where a person reads it."""
 
     def show(done, total):
@@ -35,5 +80,9 @@ def progress(done_what):
     return show if sys.stderr.isatty() else None
 
 
-def log(line):
-    print(f"ddunet: {line}", file=sys.stderr, flush=True)
+def start_keras() -> None:
+    """Imports Keras without the lines that TensorFlow writes before it heeds its log level."""
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
+        return
+    with silence(2):
+        import keras  # noqa: F401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from ddunet_keras.cli.console import progress
@@ -17,14 +18,14 @@ from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.data.splits import PROTOCOLS, make_split
 
 
-def run_synthetic(arguments):
+def run_synthetic(arguments: argparse.Namespace) -> None:
     from ddunet_keras.data.synthetic import write_synthetic
 
     write_synthetic(arguments.out, arguments.count, arguments.size, arguments.seed)
     print(f"wrote {arguments.out}: {arguments.count} images and masks, metadata.csv")
 
 
-def run_split(arguments):
+def run_split(arguments: argparse.Namespace) -> None:
     dataset = open_dataset(arguments.data, arguments.layout, arguments.num_classes)
     split = make_split(dataset, arguments.protocol, arguments.seed)
     split.save(arguments.out)
@@ -33,13 +34,13 @@ def run_split(arguments):
     print(f"wrote {arguments.out}: {split.note}")
 
 
-def run_check(arguments):
+def run_check(arguments: argparse.Namespace) -> None:
     dataset = open_dataset(arguments.data, arguments.layout, arguments.num_classes)
     dataset.verify(progress("checked"))
     print(f"{arguments.data}: {len(dataset)} images and masks in order, layout {dataset.layout}")
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
         commands, "synthetic", run_synthetic, "write a data set of made-up skies with exact masks"
     )

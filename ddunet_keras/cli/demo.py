@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import time
@@ -14,36 +15,46 @@ MARK = "made-by-ddunet-demo.txt"
 """File by which the demo knows a folder of its own."""
 
 
-def run_demo(arguments):
+def run_demo(arguments: argparse.Namespace) -> None:
     from ddunet_keras.cli import parser  # only here: that module imports this one
 
-    out, model = arguments.out, arguments.out / "run" / "best.keras"
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARK).is_file():
-            raise DataError(f"--out {out}: exists and is not of the demo; give another")
-        shutil.rmtree(out)
-    write_text(out / MARK, "`ddunet demo` made this folder and replaces it when run again.\n")
-    size = arguments.size
-    steps = (
-        ("synthetic", out / "skies", "--count", arguments.count, "--size", size),
-        ("train", out / "skies", "--out", out / "run", "--base-channels", 4)
-        + ("--image-size", size, "--epochs", arguments.epochs),
-        ("evaluate", model, out / "skies", "--out", out / "evaluation"),
-        ("synthetic", out / "photos", "--count", 8, "--size", "480,640", "--seed", 1),
-        ("predict", out / "photos" / "images", "--model", model, "--out", out / "predictions"),
-    )
+    out = arguments.out
+    make_folder(out)
     start = time.perf_counter()
-    for step in steps:
+    for step in steps(out, arguments.count, arguments.size, arguments.epochs):
         words = [str(word) for word in step]
         print(f"\n$ ddunet {shlex.join(words)}", flush=True)
-        step = parser().parse_args(words)
-        step.run(step)
+        parsed = parser().parse_args(words)
+        parsed.run(parsed)
     print(f"\nDone in {time.perf_counter() - start:.0f} s. Look at:")
     for name in ("run/curves.png", "evaluation/sheet.png", "predictions/*_overlay.jpg"):
         print(f"  {out.resolve() / name}")
 
 
-def add_commands(commands) -> None:
+def make_folder(out: Path) -> None:
+    """A new folder that bears the demo's mark, in place of what an earlier demo left there."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise DataError(f"--out {out}: exists and is not of the demo; give another")
+        shutil.rmtree(out)
+    write_text(out / MARK, "`ddunet demo` made this folder and replaces it when run again.\n")
+
+
+def steps(out: Path, count: int, size: int, epochs: int) -> list[list]:
+    """The words of each command, in order."""
+    model = out / "run" / "best.keras"
+    photos = out / "photos"
+    return [
+        ["synthetic", out / "skies", "--count", count, "--size", size],
+        ["train", out / "skies", "--out", out / "run", "--base-channels", 4]
+        + ["--image-size", size, "--epochs", epochs],
+        ["evaluate", model, out / "skies", "--out", out / "evaluation"],
+        ["synthetic", photos, "--count", 8, "--size", "480,640", "--seed", 1],
+        ["predict", photos / "images", "--model", model, "--out", out / "predictions"],
+    ]
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
         commands, "demo", run_demo, "all of the above on made-up skies, in a few minutes"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 from ddunet_keras.cli.console import log, progress, say, start_keras
 from ddunet_keras.cli.models import choose_split, open_model, split_beside
@@ -16,57 +18,79 @@ from ddunet_keras.cli.options import (
     split_options,
     threshold_option,
 )
-from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.data.splits import trained_on
 from ddunet_keras.files import DataError, write_json, write_text
 
 
-def run_evaluate(arguments):
+def run_evaluate(arguments: argparse.Namespace) -> None:
     from ddunet_keras.evaluation import evaluate
 
     model = open_model(arguments.model)
     dataset = open_dataset(arguments.data, arguments.layout, model.num_classes)
-    trained = split_beside(arguments.model)
-    about = {"model": str(arguments.model), "data": str(arguments.data), "part": arguments.part}
-    if arguments.part == "all":
-        names, about["protocol"] = [sample.name for sample in dataset], "none"
-    else:
-        split = choose_split(arguments, dataset, trained)
-        try:
-            split.check(dataset)
-        except DataError as error:
-            raise DataError(f"{error}; --part all needs no split") from None
-        names = getattr(split, arguments.part)
-        if not names:
-            raise DataError(f"--part {arguments.part}: empty in protocol {split.protocol!r}")
-        about |= {"protocol": split.protocol, "seed": split.seed, "note": split.note}
-    about["trained_on"] = "unknown"
-    seen = trained_on(arguments.model.parent, dataset)
-    if seen is not None:
-        about["trained_on"] = count = sum(dataset.find(name).source in seen for name in names)
-        if count and arguments.part != "train":
-            say(
-                "warning",
-                f"the model was trained on {count} of these {len(names)} images, or on "
-                f"augmentations of them; see {arguments.model.parent / 'split.json'}",
-            )
-    settings = {"threshold": arguments.threshold, "progress": progress("scored")}
-    result = evaluate(model.predict_probabilities, dataset, names, **settings, **about)
+    names, about_split = names_to_score(arguments, dataset)
+    result = evaluate(
+        model.predict_probabilities,
+        dataset,
+        names,
+        threshold=arguments.threshold,
+        progress=progress("scored"),
+        model=str(arguments.model),
+        data=str(arguments.data),
+        part=arguments.part,
+        **about_split,
+        trained_on=count_trained_on(arguments, dataset, names),
+    )
     print(result.to_markdown())
     if arguments.out:
         result.save(arguments.out)
         print(f"wrote {arguments.out}: evaluation.json, evaluation.md, curves.png, sheet.png")
 
 
-def run_benchmark(arguments):
+def names_to_score(
+    arguments: argparse.Namespace, dataset: Dataset
+) -> tuple[list[str], dict[str, Any]]:
+    """Names of the samples of --part, and what the report says of the split."""
+    if arguments.part == "all":
+        return [sample.name for sample in dataset], {"protocol": "none"}
+    split = choose_split(arguments, dataset, split_beside(arguments.model))
+    try:
+        split.check(dataset)
+    except DataError as error:
+        raise DataError(f"{error}; --part all needs no split") from None
+    names = list(getattr(split, arguments.part))
+    if not names:
+        raise DataError(f"--part {arguments.part}: empty in protocol {split.protocol!r}")
+    return names, {"protocol": split.protocol, "seed": split.seed, "note": split.note}
+
+
+def count_trained_on(
+    arguments: argparse.Namespace, dataset: Dataset, names: list[str]
+) -> int | str:
+    """How many of these samples the model has seen in training; warns if it should not have."""
+    seen = trained_on(arguments.model.parent, dataset)
+    if seen is None:
+        return "unknown"
+    count = sum(dataset.find(name).source in seen for name in names)
+    if count and arguments.part != "train":
+        say(
+            "warning",
+            f"the model was trained on {count} of these {len(names)} images, or on "
+            f"augmentations of them; see {arguments.model.parent / 'split.json'}",
+        )
+    return count
+
+
+def run_benchmark(arguments: argparse.Namespace) -> None:
     start_keras()
     from ddunet_keras.benchmarks import benchmark, benchmark_markdown
     from ddunet_keras.plots import plot_benchmark
 
     datasets = [open_dataset(folder) for folder in arguments.data]
     result = benchmark(datasets, sizes=arguments.sizes, progress=log)
-    text, out = benchmark_markdown(result), arguments.out
+    text = benchmark_markdown(result)
     print(text)
+    out = arguments.out
     write_json(out / "benchmark.json", result)
     write_text(out / "benchmark.md", text)
     if any(row.get("arena") for row in result["rows"]):
@@ -76,7 +100,7 @@ def run_benchmark(arguments):
     print(f"wrote {out}: benchmark.json, benchmark.md")
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(commands, "evaluate", run_evaluate, "score a model on a data set")
     option("model", type=model_file, metavar="MODEL", help=MODEL_HELP)
     data_options(option, num_classes=False)

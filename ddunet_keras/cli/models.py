@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from ddunet_keras.cli.console import start_keras
+from ddunet_keras.data.datasets import Dataset
 from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.files import DataError
 
+if TYPE_CHECKING:
+    from ddunet_keras.model import DDUNet
+    from ddunet_keras.segmenter import Segmenter
 
-def open_model(path, threads=None, delegate=None):
+
+def open_model(
+    path: Path, threads: int | None = None, delegate: str | None = None
+) -> DDUNet | Segmenter:
     """What `segment` and `predict_probabilities` are asked of; a .tflite starts no TensorFlow."""
     if path.suffix == ".tflite":
         from ddunet_keras.segmenter import Segmenter
@@ -21,13 +33,14 @@ def open_model(path, threads=None, delegate=None):
     return load_model(path)
 
 
-def split_beside(path):
+def split_beside(path: Path) -> Split | None:
     """The split that a training left beside its model; None where there is none."""
     beside = path.parent / "split.json"
-    return Split.load(beside) if beside.is_file() else None
+    return Split.load(beside) if os.path.lexists(beside) else None
 
 
-def choose_split(arguments, dataset, trained):
+def choose_split(arguments: argparse.Namespace, dataset: Dataset, trained: Split | None) -> Split:
+    """The split that was asked for by file or protocol, else the model's own, else by date."""
     if arguments.split:
         return Split.load(arguments.split)
     if arguments.protocol or trained is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -17,37 +19,50 @@ from ddunet_keras.cli.options import (
     positive,
     threshold_option,
 )
+from ddunet_keras.files import printable
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, preset_file
 
 
-def run_predict(arguments):
+def run_predict(arguments: argparse.Namespace) -> int:
     photos = find_photos(arguments.inputs)
-    arguments.model = arguments.model or preset_file(DEFAULT, "tflite")
-    model = open_model(arguments.model, arguments.threads, arguments.delegate)
+    model_path = arguments.model or preset_file(DEFAULT, "tflite")
+    model = open_model(model_path, arguments.threads, arguments.delegate)
     model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for no photo
-    about = {"model": str(arguments.model)}
-    options = {key: getattr(arguments, key) for key in ("threshold", "horizon", "overlay")}
+    records = predict_files(
+        model,
+        photos,
+        arguments.out,
+        threshold=arguments.threshold,
+        horizon=arguments.horizon,
+        overlay=arguments.overlay,
+        model=str(model_path),
+    )
     failed = 0
-    for record in predict_files(model, photos, arguments.out, **options, **about):
-        if "error" in record:
-            failed += 1
-            fail(record["error"])
-        elif arguments.json:
-            print(json.dumps(record), flush=True)
-        else:
-            cover = record["cloud_cover"]
-            print(
-                f"{record['image']}: {cover['percent']:.1f} % cloud, {cover['okta']} okta, "
-                f"{record['seconds']:.2f} s",
-                flush=True,
-            )
+    with contextlib.closing(records):  # however this ends, what was found is written
+        for record in records:
+            if "error" in record:
+                failed += 1
+                fail(record["error"])
+            elif arguments.json:
+                print(json.dumps(record), flush=True)
+            else:
+                print(describe(record), flush=True)
     if not arguments.json:
         print(f"wrote {arguments.out}: predictions.json, masks of {len(photos) - failed} photos")
     return 2 if failed else 0
 
 
-def add_commands(commands) -> None:
+def describe(record: dict) -> str:
+    """A line on what was found in a photo."""
+    cover = record["cloud_cover"]
+    image = printable(record["image"])
+    return (
+        f"{image}: {cover['percent']:.1f} % cloud, {cover['okta']} okta, {record['seconds']:.2f} s"
+    )
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
         commands, "predict", run_predict, "find the clouds in photos: mask, overlay and cloud cover"
     )

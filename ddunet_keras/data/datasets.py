@@ -2,71 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddunet_keras.files import IGNORE, DataError, read_gray, read_image
+from ddunet_keras.data.layouts import (
+    LAYOUTS,
+    SKY_AND_CLOUD,
+    detect_layout,
+    find_pairs,
+    list_some,
+    stem,
+)
+from ddunet_keras.data.metadata import read_captures
+from ddunet_keras.files import IGNORE, DataError, StrPath, read_gray, read_image, read_text
 from ddunet_keras.images import rotation_matrix, warp
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_MAX_TEXT = 32_000_000  # bytes of a metadata file or list; SWINySEG's have under 0.1 MB
+JPEG_START = b"\xff\xd8"
+"""First bytes of a JPEG file, whatever its name ends in."""
 
+EDGE_TOLERANCE = 32
+"""How far a value of a JPEG or resampled mask may lie from its code; edges lie further."""
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a dataset lies on disk; masks and their codes (value -> label) by number of classes."""
-
-    looks_like: str
-    images: tuple[str, ...]
-    masks: dict[int, tuple[str, ...]]
-    name: str = ".+"
-    endings: tuple[str, ...] = ("", "_gt")
-    codes: dict[int, dict[int, int]] = field(default_factory=lambda: {2: {0: 0, 255: 1}})
-
-
-_IMAGES = ("images", "image", "imgs", "img", "photos")
-_MASKS = ("masks", "mask", "gtmaps", "gt", "labels", "label", "annotation", "annotations")
-_GTMAPS = (("images",), {2: ("gtmaps",)})
-_LAYOUTS = {
-    "swinyseg": _Layout(
-        "images/d0001.jpg + GTmaps/d0001.png", *_GTMAPS, r"([dn]\d{4})(?:_([1-5]))?"
-    ),
-    "swimseg": _Layout("images/0001.png + GTmaps/0001_GT.png", *_GTMAPS, r"\d{4}"),
-    "swinseg": _Layout("images/001.jpg + GTmaps/001_GT.jpg", *_GTMAPS, r"\d{3}"),
-    "hyta": _Layout(
-        "images/B1.jpg + 2GT/B1_GT.jpg or 3GT/B1_3GT.png",
-        ("images",),
-        {2: ("2gt",), 3: ("3gt",)},
-        endings=("_gt", "_2gt", "_3gt"),
-        codes={2: {0: 0, 255: 1}, 3: {0: 0, 126: 1, 255: 2}},
-    ),
-    "wsiseg": _Layout(
-        "'whole sky images/ASC100-1006_001' + annotation/ASC100-1006_001",
-        ("whole sky images", "images"),
-        {2: ("annotation",)},
-        r"ASC100-1006_\d+",
-        codes={2: {0: IGNORE, 100: 0, 255: 1}},
-    ),
-    "folder": _Layout(
-        "images/NAME.jpg + masks/NAME.png",
-        _IMAGES,
-        dict.fromkeys(range(2, 256), _MASKS),
-        endings=("", "_gt", "_mask", "_label"),
-    ),
-}
-LAYOUTS = tuple(_LAYOUTS)
-"""Names of the layouts that `open_dataset` knows; `folder` is any folder of images and masks."""
+DARKEST_CLOUD = 64
+"""Least highest value of a JPEG or resampled mask that is not all sky."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +60,7 @@ class Sample:
     augmentation: int | None = None
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.source:
             object.__setattr__(self, "source", self.name)
 
@@ -135,11 +102,13 @@ class Dataset:
         Raises:
             DataError: there is none; the message has the nearest names.
         """
-        if name in self._by_name:
-            return self._by_name[name]
-        match = re.fullmatch(_LAYOUTS["swinyseg"].name, str(name))
-        if self.layout == "swinyseg" and match and match[1] in self._by_name:
-            return replace(self._by_name[match[1]], name=name, augmentation=int(match[2]))
+        if isinstance(name, str):
+            if name in self._by_name:
+                return self._by_name[name]
+            match = re.fullmatch(LAYOUTS["swinyseg"].name, name)
+            if self.layout == "swinyseg" and match and match["source"] in self._by_name:
+                source = self._by_name[match["source"]]
+                return replace(source, name=name, augmentation=int(match["augmentation"]))
         near = difflib.get_close_matches(str(name), self._by_name, n=3)
         hint = f"nearest: {', '.join(near)}" if near else "no name is near"
         raise DataError(f"{self.root}: no image named {name!r} among {len(self)}; {hint}")
@@ -154,13 +123,17 @@ class Dataset:
         Raises:
             DataError: a file is unreadable, the sizes differ, or the mask has unexpected values.
         """
-        image, values = read_image(sample.image), read_gray(sample.mask)
-        if image.shape[:2] != values.shape:
-            (h, w), (mask_h, mask_w) = image.shape[:2], values.shape
-            turned = "; an EXIF tag turns the photo upright: turn the mask, too"
+        image = read_image(sample.image)
+        values = read_gray(sample.mask)
+        height, width = image.shape[:2]
+        mask_height, mask_width = values.shape
+        if (height, width) != (mask_height, mask_width):
+            advice = "they must agree"
+            if (height, width) == (mask_width, mask_height):
+                advice = "an EXIF tag turns the photo upright: turn the mask, too"
             raise DataError(
-                f"{sample.mask}: mask of {mask_w}x{mask_h} for an image of {w}x{h} (width x height)"
-                f"{turned if (h, w) == (mask_w, mask_h) else '; they must agree'}"
+                f"{sample.mask}: mask of {mask_width}x{mask_height} for an image of "
+                f"{width}x{height} (width x height); {advice}"
             )
         labels = _labels(values, sample.mask, self.layout, self.num_classes)
         if sample.augmentation is None:
@@ -184,36 +157,43 @@ class Dataset:
                 problems.append(str(error))
             if progress is not None:
                 progress(done, len(self))
+        if len(problems) == 1:
+            raise DataError(problems[0])
         if problems:
-            more = f" (and {len(problems) - 1} more of {len(self)} images)" * (len(problems) > 1)
-            raise DataError(problems[0] + more)
+            others = f"and {len(problems) - 1} more of {len(self)} images"
+            raise DataError(f"{problems[0]} ({others})")
 
 
 class Mixture:
-    """Samples of several datasets, for a `Pipeline` to train on together.
+    """Concatenated datasets, for a `Pipeline` to train on together.
 
     A name is a pair: index of the dataset, name within it.
 
     Example:
 
-    >>> Mixture(patches, whole_skies).find((1, "ASC100-1006_001"))  # doctest: +SKIP
+    >>> skies = [dd.open_dataset(dd.write_synthetic(tmp / name, 2, (32, 32))) for name in "ab"]
+    >>> both = Mixture(*skies)
+    >>> image, labels = both.load(both.find((1, "0001")))
+    >>> image.shape
+    (32, 32, 3)
     """
 
-    def __init__(self, *datasets):
+    def __init__(self, *datasets: Dataset) -> None:
         self.datasets = datasets
 
-    def find(self, name):
+    def find(self, name: tuple[int, str]) -> tuple[Dataset, Sample]:
         """The sample of that name, with its dataset."""
-        index, name = name
-        return self.datasets[index], self.datasets[index].find(name)
+        index, name_within = name
+        dataset = self.datasets[index]
+        return dataset, dataset.find(name_within)
 
-    def load(self, sample) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, sample: tuple[Dataset, Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Image and labels, as `Dataset.load`."""
-        dataset, sample = sample
-        return dataset.load(sample)
+        dataset, own_sample = sample
+        return dataset.load(own_sample)
 
 
-def open_dataset(path, layout: str | None = None, num_classes: int = 2) -> Dataset:
+def open_dataset(path: StrPath, layout: str | None = None, num_classes: int = 2) -> Dataset:
     """Opens a dataset: checks the structure and decodes nothing (`Dataset.verify` does).
 
     ========  ====================================================================================
@@ -242,54 +222,91 @@ def open_dataset(path, layout: str | None = None, num_classes: int = 2) -> Datas
 
     Example:
 
-    >>> import tempfile
-    >>> from ddunet_keras.data.synthetic import write_synthetic
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = write_synthetic(folder, count=3, image_size=(48, 64), seed=0)
-    >>> dataset = open_dataset(folder)
+    >>> dataset = open_dataset(dd.write_synthetic(tmp / "skies", count=3, image_size=(48, 64)))
     >>> image, labels = dataset.load(dataset.samples[0])
     >>> dataset.layout, len(dataset), image.shape, labels.shape
     ('folder', 3, (48, 64, 3), (48, 64))
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"layout={layout!r} is not known, choose from {', '.join(LAYOUTS)}")
-    if not root.exists():
-        raise DataError(f"{root}: no such folder")
-    if not root.is_dir():
+    if os.path.isfile(root):
         raise DataError(f"{root}: is a file, give the folder that holds the images and masks")
-    layout = layout or _detect(root)
-    spec = _LAYOUTS[layout]
-    if not isinstance(num_classes, int) or num_classes not in spec.masks:
-        known = "2 to 255" if layout == "folder" else " or ".join(map(str, spec.masks))
+    layout = layout or detect_layout(root)
+    spec = LAYOUTS[layout]
+    if not isinstance(num_classes, int) or num_classes not in spec.mask_folders:
+        known = "2 to 255" if layout == "folder" else " or ".join(map(str, spec.mask_folders))
         raise DataError(f"num_classes={num_classes!r}, but layout {layout!r} has {known}")
-    images = _files(_subfolder(root, spec.images, layout), layout)
-    masks = _files(_subfolder(root, spec.masks[num_classes], layout), layout)
-    if foreign := [name for name in images if not re.fullmatch(spec.name, name)]:
-        raise DataError(
-            f"{root}: {_some(foreign)} not named as in {layout} ({spec.looks_like}); "
-            "move them away, or use layout='folder'"
-        )
-    pairs, captures = _pair(root, images, masks, spec.endings), _captures(root, images)
+    pairs = find_pairs(root, layout, num_classes)
+    captures = read_captures(root, pairs.keys())
     samples = []
-    for name, image in sorted(images.items()):
-        source, night = name, {"swimseg": False, "wsiseg": False, "swinseg": True}.get(layout)
+    for name, (image, mask) in pairs.items():
+        source = name
+        night = spec.night
         if layout == "swinyseg":
-            source, night = re.fullmatch(spec.name, name)[1], name[0] == "n"
-        date, time = captures.get(source) or captures.get(name, (None, None))
-        samples.append(Sample(name, image, pairs[name], date, time, night, source=source))
+            source = name.partition("_")[0]
+            night = name.startswith("n")
+        date, time = captures.get(source) or captures.get(name) or (None, None)
+        samples.append(Sample(name, image, mask, date, time, night, source=source))
+    lists = _read_lists(root) if layout == "swinyseg" else {}
+    numbered = tuple(f"class {index}" for index in range(num_classes))
+    class_names = spec.class_names.get(num_classes, numbered)
+    return Dataset(layout, root, tuple(samples), num_classes, class_names, lists)
+
+
+def _read_lists(root):
+    """Names in `train.txt` and `val.txt`, those that are there."""
     lists = {}
     for part in ("train", "val"):
-        if layout == "swinyseg" and (root / f"{part}.txt").is_file():
-            lines = map(str.strip, _text(root / f"{part}.txt").splitlines())
-            lists[part] = tuple(_stem(line) for line in lines if line)
-    if num_classes == 2:
-        names = ("sky", "cloud")
-    elif layout == "hyta":
-        names = ("sky", "thin cloud", "thick cloud")
+        path = root / f"{part}.txt"
+        if os.path.lexists(path):
+            lines = [line.strip() for line in read_text(path).splitlines()]
+            lists[part] = tuple(stem(line) for line in lines if line)
+    return lists
+
+
+def _labels(values, path, layout, num_classes):
+    """Labels from a mask's values, through a table of 256 entries."""
+    spec = LAYOUTS[layout]
+    counts = np.array(Image.fromarray(values).histogram())
+    present = np.flatnonzero(counts)
+    is_jpeg = _is_jpeg(path)
+    if layout != "folder":
+        codes = spec.codes[num_classes]
+    elif num_classes == 2:
+        codes = _folder_codes(is_jpeg, has_ones=1 in present)
+    elif is_jpeg:
+        raise DataError(f"{path}: JPEG changes the values of {num_classes} classes; use PNG")
     else:
-        names = tuple(f"class {index}" for index in range(num_classes))
-    return Dataset(layout, root, tuple(samples), num_classes, names, lists)
+        codes = {index: index for index in range(num_classes)} | {IGNORE: IGNORE}
+
+    has_edges = is_jpeg or spec.resampled
+    distance = np.abs(np.arange(256)[:, None] - np.array(list(codes)))
+    is_odd = distance.min(axis=1) > (EDGE_TOLERANCE if has_edges else 0)
+    # gray edges are admitted up to half of the pixels: beyond that it is a photo
+    too_many = counts[is_odd].sum() > (values.size / 2 if has_edges else 0)
+    # a mask of class indices would be taken for a clear sky
+    too_dark = has_edges and 0 < present[-1] < DARKEST_CLOUD
+    if too_many or too_dark:
+        raise DataError(
+            f"{path}: has values {list_some(present)}; a mask here has {list_some(codes)}"
+        )
+    labels = np.array(list(codes.values()), np.uint8)
+    return labels[distance.argmin(axis=1)][values]
+
+
+def _is_jpeg(path):
+    with open(path, "rb") as file:
+        return file.read(len(JPEG_START)) == JPEG_START
+
+
+def _folder_codes(is_jpeg, has_ones):
+    """Codes of a two-class mask in a folder of one's own: cloud is 255 or, in some, 1."""
+    if is_jpeg:
+        return SKY_AND_CLOUD
+    if has_ones:
+        return {0: 0, 1: 1, 128: IGNORE}
+    return SKY_AND_CLOUD | {128: IGNORE}
 
 
 def swinyseg_augment(
@@ -327,7 +344,9 @@ def swinyseg_augment(
     return warp(image, labels, *swinyseg_draw(zlib.crc32(name.encode()), labels.shape))
 
 
-def swinyseg_draw(seed, size) -> tuple[np.ndarray, np.ndarray]:
+def swinyseg_draw(
+    seed: int | np.random.Generator, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws what `swinyseg_augment` does: matrix and shift for `warp`.
 
     Args:
@@ -343,177 +362,3 @@ def swinyseg_draw(seed, size) -> tuple[np.ndarray, np.ndarray]:
     slant = np.array([[1.0, np.tan(shear)], [0.0, 1.0]])
     matrix = rotation_matrix(angle) @ slant @ np.diag(random.uniform(0.8, 1.0, 2)) @ flip
     return matrix, random.uniform(-0.1, 0.1, 2) * size[::-1]
-
-
-def _some(items):
-    items = sorted(items)
-    return f"{len(items)} ({', '.join(map(str, items[:5]))}{', ...' if len(items) > 5 else ''})"
-
-
-def _stem(name):
-    head, dot, suffix = name.rpartition(".")
-    return head if dot + suffix.lower() in _SUFFIXES else name
-
-
-def _entries(folder):
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
-
-
-def _files(folder, layout):
-    """Images in a folder by their names without ending; WSISEG's have none."""
-    found, suffixes = {}, _SUFFIXES | ({""} if layout == "wsiseg" else set())
-    for path in _entries(folder):
-        if path.is_file() and path.suffix.lower() in suffixes:
-            other = found.setdefault(_stem(path.name), path)
-            if other is not path:
-                raise DataError(f"{folder}: {other.name} and {path.name} share a name; keep one")
-    if not found:
-        raise DataError(f"{folder}: holds no images ({' '.join(sorted(_SUFFIXES))})")
-    return found
-
-
-def _subfolders(root, names):
-    return [p for p in _entries(root) if p.name.lower() in names and p.is_dir()]
-
-
-def _subfolder(root, names, layout):
-    found = _subfolders(root, names)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listing = ", ".join(p.name for p in found)
-        raise DataError(f"{root}: {listing}: which one is meant? Move all but one away")
-    raise DataError(
-        f"{root}: no folder {' or '.join(names)}, layout {layout!r} has "
-        f"{_LAYOUTS[layout].looks_like}"
-    )
-
-
-def _looks_like(root):
-    """The layout of a folder, or None."""
-    images = _subfolders(root, (*_IMAGES, *_LAYOUTS["wsiseg"].images))
-    if images and _subfolders(root, ("2gt", "3gt")):
-        return "hyta"
-    if not images or not _subfolders(root, _MASKS):
-        return None
-    names = [_stem(path.name) for path in _entries(images[0])]
-    for layout in ("swinyseg", "swimseg", "swinseg", "wsiseg"):
-        spec = _LAYOUTS[layout]
-        fits = sum(bool(re.fullmatch(spec.name, name)) for name in names)
-        # the greater part decides: one stray file must not turn augmentations into images
-        if _subfolders(root, spec.masks[2]) and 2 * fits > len(names):
-            return layout
-    return "folder"
-
-
-def _detect(root):
-    layout, entries = _looks_like(root), _entries(root)
-    if layout is not None:
-        return layout
-    if not entries:
-        raise DataError(f"{root}: the folder is empty")
-    folders = [p for p in (*entries, root.resolve().parent) if p.is_dir() and os.access(p, os.R_OK)]
-    near = next((folder for folder in folders if _looks_like(folder)), None)
-    known = "; ".join(f"{spec.looks_like} ({name})" for name, spec in _LAYOUTS.items())
-    hint = f"did you mean {near}?" if near else f"known are {known}"
-    raise DataError(f"{root}: no known layout, found {_some(p.name for p in entries)}; {hint}")
-
-
-def _pair(root, images, masks, endings):
-    pairs = {}
-    for stem, path in masks.items():
-        cut = [stem[: len(stem) - len(e)] for e in endings if stem.lower().endswith(e)]
-        name = next((c for c in cut if c in images), stem)
-        other = pairs.setdefault(name, path)
-        if other is not path:
-            raise DataError(f"{root}: {other.name} and {path.name} are masks of {name}; keep one")
-    if alone := images.keys() - pairs.keys():
-        raise DataError(f"{root}: images without a mask: {_some(alone)}; add it or remove them")
-    if alone := pairs.keys() - images.keys():
-        raise DataError(f"{root}: masks without an image: {_some(alone)}; add it or remove them")
-    return pairs
-
-
-def _text(path):
-    if path.stat().st_size > _MAX_TEXT:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TEXT:,} are read")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise DataError(f"{path}: not a readable UTF-8 text") from None
-
-
-def _is_date(digits):
-    try:
-        return len(digits) == 8 and bool(datetime.strptime(digits, "%Y%m%d"))
-    except ValueError:
-        return False
-
-
-def _captures(root, images):
-    """(date, time) by image name, from the metadata file, if there is one."""
-    files = [p for p in _entries(root) if p.name.lower() in ("metadata.csv", "metadata.txt")]
-    if not files:
-        return {}
-    if len(files) > 1:
-        raise DataError(f"{root}: {' and '.join(p.name for p in files)}: keep one of them")
-    path, text = files[0], _text(files[0])
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    try:
-        rows = list(csv.reader(text.splitlines(), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}: not a readable table ({error})") from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    known = [name for name in header if name in ("name", "number", "image", "date", "time")]
-    if not known or len(set(known)) < len(known):
-        raise DataError(
-            f"{path}: needs a header with the columns Name, Date, Time, each once, found "
-            f"{', '.join(header[:8]) or 'nothing'}; correct it or move it away"
-        )
-    key = next((name for name in ("name", "number", "image") if name in known), header[0])
-    captures = {}
-    for line, row in enumerate(rows[1:], 2):
-        if not any(map(str.strip, row)):
-            continue
-        if len(row) != len(header):
-            raise DataError(f"{path}: line {line} has {len(row)} cells, the header {len(header)}")
-        cells = dict(zip(header, map(str.strip, row), strict=True))
-        name = _stem(cells[key])
-        # the public sets are numbered 0001 or 001, spreadsheets make 1 of it
-        name = next((n for n in (name, name.zfill(3), name.zfill(4)) if n in images), name)
-        date = re.sub(r"[-/.]", "", cells.get("date", "")) or None
-        if date and not _is_date(date):
-            raise DataError(f"{path}: line {line}: date {cells['date']!r}, expected YYYYMMDD")
-        # without leading zeros 012003 is 12003, in SWINySEG's own table, too
-        time = cells.get("time") or None
-        capture = (date, time.zfill(6) if time and time.isdigit() else time)
-        if captures.setdefault(name, capture) != capture:
-            raise DataError(f"{path}: line {line} gives {name} a second date or time; keep one")
-    if not captures.keys() & images.keys():
-        raise DataError(f"{path}: column {key!r} names none of the {len(images)} images")
-    return captures
-
-
-def _labels(values, path, layout, num_classes):
-    """Labels from a mask's values, through a table of 256 entries."""
-    with open(path, "rb") as file:
-        lossy = file.read(2) == b"\xff\xd8"  # JPEG, whatever the ending says
-    counts = np.array(Image.fromarray(values).histogram())
-    present = np.flatnonzero(counts)
-    codes = _LAYOUTS[layout].codes.get(num_classes)
-    if layout == "folder" and num_classes > 2:
-        if lossy:
-            raise DataError(f"{path}: JPEG changes the values of {num_classes} classes; use PNG")
-        codes = {index: index for index in range(num_classes)} | {IGNORE: IGNORE}
-    elif layout == "folder" and not lossy:
-        codes = {0: 0, 1: 1, 128: IGNORE} if 1 in present else {0: 0, 128: IGNORE, 255: 1}
-    # edges are gray in JPEG and where the public sets were resampled; if most is, it is no mask
-    soft = lossy or layout in ("swinyseg", "swimseg", "swinseg", "hyta")
-    distance = np.abs(np.arange(256)[:, None] - np.array(list(codes)))
-    odd = distance.min(axis=1) > (32 if soft else 0)
-    if counts[odd].sum() > (values.size / 2 if soft else 0) or (soft and 0 < present[-1] < 64):
-        raise DataError(f"{path}: has values {_some(present)}; a mask here has {_some(codes)}")
-    return np.array(list(codes.values()), np.uint8)[distance.argmin(axis=1)][values]

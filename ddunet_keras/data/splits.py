@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ddunet_keras.data.datasets import Dataset
-from ddunet_keras.files import DataError, write_json
+from ddunet_keras.data.datasets import Dataset, Sample
+from ddunet_keras.files import DataError, StrPath, read_json, write_json
 
 PROTOCOLS = ("paper", "capture", "date")
 """Names of the protocols of `make_split`, the most flattering first."""
 
-_PARTS = ("train", "val", "test")
-_SHARES = {"test": 0.15, "val": 0.10}
-_MAX_BYTES = 64_000_000
+PARTS = ("train", "val", "test")
+"""Names of the parts of a split."""
+
+SHARES = {"test": 0.15, "val": 0.10}
+"""Shares of the images that the protocols `capture` and `date` aim at; the rest is for training."""
+
+FILE_VERSION = 1
+"""Of the JSON that `Split.save` writes."""
+
+TRIES = 2000
+"""Random orders of the captures or dates that are tried for parts of the right size."""
+
+TOLERANCE = 0.01
+"""An order whose parts miss their shares by no more than this, in all, is taken at once."""
+
+LARGEST_GROUP = 2 / 3
+"""Share of a part that may come from one capture or date: more says little about others."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Split:
     layout: str = ""
     note: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.protocol not in (*PROTOCOLS, "custom"):
             raise DataError(
                 f"protocol={self.protocol!r} is not known, choose from {', '.join(PROTOCOLS)}"
@@ -52,7 +67,7 @@ class Split:
         for name in ("layout", "note"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"split: {name} must be text, not {getattr(self, name)!r:.60}")
-        for part in _PARTS:
+        for part in PARTS:
             names = getattr(self, part)
             if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) for n in names):
                 raise DataError(f"split: {part} must be a list of names, not {names!r:.60}")
@@ -70,28 +85,35 @@ class Split:
         return replace(self, train=self.train + self.val, val=(), note=note)
 
     def check(self, dataset: Dataset) -> None:
-        """Raises DataError if a name is not in `dataset`, or if two parts share what the protocol
-        keeps apart: a capture (`capture`), a date (`date`)."""
+        """Tells whether the split fits a dataset.
+
+        Raises:
+            DataError: it was made for another layout, a name is not in `dataset`, or two parts
+                share what the protocol keeps apart: a capture (`capture`), a date (`date`).
+        """
         if self.layout not in ("", dataset.layout):
             raise DataError(
                 f"{dataset.root}: the split was made for layout {self.layout!r}, "
                 f"this is {dataset.layout!r}"
             )
-        seen = {}
-        for part in _PARTS:
-            for sample in map(dataset.find, getattr(self, part)):
-                if self.protocol in ("capture", "date"):
-                    group = _group(sample, self.protocol)
-                    if seen.setdefault(group, part) != part:
-                        raise DataError(
-                            f"split: {self.protocol} {' '.join(map(str, group))} ({sample.name}) "
-                            f"is in {seen[group]} and in {part}; make the split anew"
-                        )
+        part_of: dict[tuple, str] = {}
+        for part in PARTS:
+            for name in getattr(self, part):
+                sample = dataset.find(name)
+                if self.protocol not in ("capture", "date"):
+                    continue
+                group = _group(sample, self.protocol)
+                other = part_of.setdefault(group, part)
+                if other != part:
+                    raise DataError(
+                        f"split: {self.protocol} {' '.join(map(str, group))} ({sample.name}) "
+                        f"is in {other} and in {part}; make the split anew"
+                    )
 
-    def describe(self, dataset: Dataset) -> dict:
+    def describe(self, dataset: Dataset) -> dict[str, dict[str, Any]]:
         """Counts per part, for a report: images, sources, captures, dates, day and night."""
         about = {}
-        for part in _PARTS:
+        for part in PARTS:
             samples = [dataset.find(name) for name in getattr(self, part)]
             about[part] = {
                 "images": len(samples),
@@ -103,32 +125,30 @@ class Split:
             }
         return about
 
-    def save(self, path) -> None:
+    def save(self, path: StrPath) -> None:
         """Writes the split as JSON, for `Split.load`."""
-        write_json(path, {"version": 1, **asdict(self)})
+        write_json(path, {"version": FILE_VERSION, **asdict(self)})
 
     @classmethod
-    def load(cls, path) -> Split:
+    def load(cls, path: StrPath) -> Split:
         """Reads what `save` wrote. `check` then tells whether it fits a dataset.
 
         Raises:
             DataError: no such file, not such a file, or a division that overlaps.
+
+        Example:
+
+        >>> Split("custom", 0, train=["a", "b"], val=[], test=["c"]).save(tmp / "split.json")
+        >>> Split.load(tmp / "split.json").train
+        ('a', 'b')
         """
-        path = Path(path)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path}: {path.stat().st_size:,} bytes are too many for a split")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise DataError(f"{path}: not a readable JSON file") from None
-        fields = {"version", *cls.__dataclass_fields__}
-        if not isinstance(content, dict) or set(content) != fields:
+        content = read_json(path)
+        expected = {"version", *(field.name for field in fields(cls))}
+        if not isinstance(content, dict) or set(content) != expected:
             raise DataError(
-                f"{path}: not a split; it must have the fields {', '.join(sorted(fields))}"
+                f"{path}: not a split; it must have the fields {', '.join(sorted(expected))}"
             )
-        if content.pop("version") != 1:
+        if content.pop("version") != FILE_VERSION:
             raise DataError(f"{path}: a split of another version; make it anew")
         try:
             return cls(**content)
@@ -136,7 +156,7 @@ class Split:
             raise DataError(f"{path}: {error}") from None
 
 
-def trained_on(folder, dataset: Dataset) -> set[str] | None:
+def trained_on(folder: StrPath, dataset: Dataset) -> set[str] | None:
     """Sources of a dataset's images that the model in a folder of `ddunet train` has seen.
 
     Args:
@@ -151,21 +171,29 @@ def trained_on(folder, dataset: Dataset) -> set[str] | None:
         DataError: one of the files is damaged.
     """
     folder = Path(folder)
-    if not (folder / "split.json").is_file():
+    if not os.path.lexists(folder / "split.json"):
         return None
-    split, run = Split.load(folder / "split.json"), folder / "run.json"
-    names = [*split.train] if split.layout in ("", dataset.layout) else []
-    if run.is_file():
-        try:
-            settings = json.loads(run.read_text(encoding="utf-8"))["settings"]
-            for other in settings.get("also", ()):
-                names += other["images"] if other["layout"] == dataset.layout else []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise DataError(f"{run}: not a readable run") from None
+    split = Split.load(folder / "split.json")
+    names = list(split.train) if split.layout in ("", dataset.layout) else []
+    if os.path.lexists(folder / "run.json"):
+        names += _also_trained_on(folder / "run.json", dataset.layout)
     try:
         return {dataset.find(name).source for name in names}
     except DataError:  # names of another data set of this layout
         return set()
+
+
+def _also_trained_on(run, layout):
+    """Names in a `run.json` of the images of other data sets of this layout."""
+    names = []
+    content = read_json(run)
+    try:
+        for other in content["settings"].get("also", ()):
+            if other["layout"] == layout:
+                names += other["images"]
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(f"{run}: not a readable run of `ddunet train`") from None
+    return names
 
 
 def make_split(dataset: Dataset, protocol: str = "date", seed: int = 0) -> Split:
@@ -192,20 +220,19 @@ def make_split(dataset: Dataset, protocol: str = "date", seed: int = 0) -> Split
 
     Example:
 
-    >>> import tempfile
-    >>> from ddunet_keras.data.datasets import open_dataset
-    >>> from ddunet_keras.data.synthetic import write_synthetic
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = write_synthetic(folder, count=20, image_size=(32, 32), seed=0)
-    >>> split = make_split(open_dataset(folder), "paper", seed=0)
+    >>> dataset = dd.open_dataset(dd.write_synthetic(tmp / "skies", 20, (32, 32)))
+    >>> split = make_split(dataset, "paper", seed=0)
     >>> len(split.train), len(split.val), len(split.test)
     (18, 0, 2)
     """
     _check_seed(seed)
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol={protocol!r} is not known, choose from {', '.join(PROTOCOLS)}")
-    divide = _paper if protocol == "paper" else _grouped
-    parts, note = divide(dataset, protocol, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    if protocol == "paper":
+        parts, note = _divide_as_published(dataset, random)
+    else:
+        parts, note = _divide_by_group(dataset, protocol, random)
     split = Split(protocol, int(seed), **parts, layout=dataset.layout, note=note)
     split.check(dataset)
     return split
@@ -216,7 +243,8 @@ def _check_seed(seed):
         raise DataError(f"seed={seed!r} must be an integer from 0")
 
 
-def _paper(dataset, protocol, random):
+def _divide_as_published(dataset, random):
+    """Parts and note of the protocol `paper`."""
     note = "no selection on the test images; "
     if len(dataset.lists) == 1:
         raise DataError(f"{dataset.root}: train.txt and val.txt: one is there, the other is not")
@@ -233,35 +261,25 @@ def _paper(dataset, protocol, random):
     return {"train": train, "val": (), "test": tuple(sorted(test))}, note
 
 
-def _group(sample, protocol):
+def _group(sample: Sample, protocol: str) -> tuple:
+    """What the protocol keeps in one part."""
     return (sample.date, sample.time) if protocol == "capture" else (sample.date,)
 
 
-def _grouped(dataset, protocol, random):
+def _divide_by_group(dataset, protocol, random):
+    """Parts and note of the protocols `capture` and `date`."""
     undated = sum(not sample.date for sample in dataset)
     if undated:
         raise DataError(
             f"{dataset.root}: protocol {protocol!r} needs capture dates, {undated} of "
             f"{len(dataset)} images have none; add metadata.csv (Name,Date,Time) or use 'paper'"
         )
-    sources = [sample for sample in dataset if sample.source == sample.name]
-    originals = Counter(_group(sample, protocol) for sample in sources)
-    nights = Counter(_group(sample, protocol) for sample in sources if sample.night)
-    strata = [[], []]
-    for group in sorted(originals, key=str):
-        strata[2 * nights[group] > originals[group]].append(group)
-    if min(map(len, strata)) < 3:
-        strata = [strata[0] + strata[1]]
-    if len(strata[0]) < 3:
-        others = "paper" if protocol == "capture" else "capture or paper"
-        raise DataError(
-            f"{dataset.root}: protocol {protocol!r} needs three {protocol}s, found "
-            f"{len(strata[0])}; use {others}"
-        )
+    originals = [sample for sample in dataset if sample.source == sample.name]
+    sizes = Counter(_group(sample, protocol) for sample in originals)
     part_of = {}
-    for groups in strata:
-        part_of |= _assign(groups, [originals[group] for group in groups], random)
-    parts = {part: [] for part in _PARTS}
+    for groups in _strata(dataset, protocol, originals, sizes):
+        part_of |= _assign(groups, [sizes[group] for group in groups], random)
+    parts = {part: [] for part in PARTS}
     for sample in dataset:
         # a date of augmentations alone, their originals removed, is fit for training only
         part = part_of.get(_group(sample, protocol), "train")
@@ -271,31 +289,74 @@ def _grouped(dataset, protocol, random):
     return {part: tuple(names) for part, names in parts.items()}, note
 
 
-def _assign(groups, sizes, random, tries=2000, tolerance=0.01):
-    """Parts by group: the first random order that meets the shares within tolerance, or the best.
+def _strata(dataset, protocol, originals, sizes):
+    """The groups of the day and those of the night, or all of them where one kind has too few."""
+    nights = Counter(_group(sample, protocol) for sample in originals if sample.night)
+    day, night = [], []
+    for group in sorted(sizes, key=str):
+        mostly_night = 2 * nights[group] > sizes[group]
+        (night if mostly_night else day).append(group)
+    if min(len(day), len(night)) >= len(PARTS):
+        return [day, night]
+    both = day + night
+    if len(both) < len(PARTS):
+        others = "paper" if protocol == "capture" else "capture or paper"
+        raise DataError(
+            f"{dataset.root}: protocol {protocol!r} needs three {protocol}s, found {len(both)}; "
+            f"use {others}"
+        )
+    return [both]
+
+
+def _assign(groups, sizes, random):
+    """Parts by group: the first random order that misses the shares by little, or the best one.
 
     Groups are uneven (one date of SWIMSEG holds a quarter of it), and a part that is mostly one
-    date says little about other dates: what a group holds of its part beyond two thirds counts as
-    a miss, too.
+    date says little about other dates: what a group holds of its part beyond `LARGEST_GROUP` counts
+    as a miss, too.
     """
-    least = 2 if len(groups) >= 6 else 1
-    best, best_miss = {}, np.inf
-    for _ in range(tries):
-        order, parts, miss = random.permutation(len(groups)).tolist(), {}, 0.0
-        for part, reserved in (("test", 2 * least), ("val", least)):
-            target, taken = _SHARES[part] * sum(sizes), []
-            while len(order) > reserved and (
-                len(taken) < least
-                or abs(sum(taken) + sizes[order[-1]] - target) < abs(sum(taken) - target)
-            ):
-                index = order.pop()
-                parts[groups[index]] = part
-                taken.append(sizes[index])
-            miss += abs(sum(taken) - target) / sum(sizes)
-            if least > 1:
-                miss += max(0.0, max(taken) / sum(taken) - 2 / 3)
+    least = 2 if len(groups) >= 2 * len(PARTS) else 1
+    best = {}
+    best_miss = np.inf
+    for _ in range(TRIES):
+        order = random.permutation(len(groups)).tolist()
+        parts, miss = _deal(order, groups, sizes, least)
         if miss < best_miss:
-            best, best_miss = parts | {groups[index]: "train" for index in order}, miss
-        if miss <= tolerance:
+            best = parts
+            best_miss = miss
+        if miss <= TOLERANCE:
             break
     return best
+
+
+def _deal(order, groups, sizes, least):
+    """Fills test, then validation, from the end of `order`; what is left is for training.
+
+    Args:
+        order: indices of the groups; used up.
+        groups, sizes: and number of images in each.
+        least: groups that each part must have.
+
+    Returns:
+        Part by group, and by how much sizes miss the shares, as a share of all images.
+    """
+    total = sum(sizes)
+    parts = {}
+    miss = 0.0
+    # groups that must be left over for the parts that come later
+    for part, reserved in (("test", 2 * least), ("val", least)):
+        target = SHARES[part] * total
+        taken = []
+        while len(order) > reserved:
+            size = sizes[order[-1]]
+            comes_closer = abs(sum(taken) + size - target) < abs(sum(taken) - target)
+            if len(taken) >= least and not comes_closer:
+                break
+            parts[groups[order.pop()]] = part
+            taken.append(size)
+        miss += abs(sum(taken) - target) / total
+        if least > 1:
+            miss += max(0.0, max(taken) / sum(taken) - LARGEST_GROUP)
+    for index in order:
+        parts[groups[index]] = "train"
+    return parts, miss

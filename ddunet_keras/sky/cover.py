@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ddunet_keras.files import IGNORE
 from ddunet_keras.images import resize_probabilities
 from ddunet_keras.sky.horizon import horizon_mask
-
-__all__ = ["CloudCover", "Segmentation", "cloud_cover", "horizon_mask", "segment"]
 
 CLOUD_COLORS = (
     (204, 0, 140),
@@ -25,10 +26,17 @@ tell them apart, and the first occurs neither in blue nor in city-lit skies. Sky
 CONTOUR_COLOR = (255, 255, 255)
 """Overlay colour of the line between two classes."""
 
-_BAND = 64  # rows of a photo that are worked on at once where that saves memory
+SIDE_A_LINE = 250
+"""Pixels of the photo's shorter side for each pixel of that line's width."""
+
+DARKENED = 0.35
+"""Share of its brightness that is left in an overlay to what is not valid."""
 
 NOT_VALID = 128
 """Value in a two-class mask picture of a pixel outside the horizon (sky is 0, cloud 255)."""
+
+_BAND = 64  # rows of a photo that are worked on at once where that saves memory
+_ROUNDING = 1e-3  # by which resizing may bring a probability out of [0, 1]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class CloudCover:
         fraction: cloudy share of the valid pixels, 0 to 1; NaN where no pixel is valid.
         valid_fraction: share of the photo's pixels that are valid, 0 to 1.
 
+    Raises:
+        ValueError: a share is outside [0, 1].
+
     Example:
 
     >>> cover = CloudCover(fraction=0.98, valid_fraction=1.0)
@@ -50,6 +61,14 @@ class CloudCover:
 
     fraction: float
     valid_fraction: float
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "valid_fraction"):
+            # a NumPy scalar would show as one wherever the cover is printed
+            value = float(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if not 0 <= value <= 1 and not math.isnan(value):
+                raise ValueError(f"{name}: expected a number in [0, 1], received {value}")
 
     @property
     def percent(self) -> float:
@@ -70,7 +89,7 @@ class CloudCover:
             return int(8 * self.fraction)
         return min(max(math.floor(8 * self.fraction + 0.5), 1), 7)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """`fraction`, `percent`, `okta` and `valid_fraction`, as plain numbers."""
         return {
             "fraction": self.fraction,
@@ -80,7 +99,7 @@ class CloudCover:
         }
 
 
-def cloud_cover(labels, valid=None) -> CloudCover:
+def cloud_cover(labels: ArrayLike, valid: ArrayLike | None = None) -> CloudCover:
     """Cloud cover of a label map: every class above 0 is cloud.
 
     Args:
@@ -105,16 +124,18 @@ def cloud_cover(labels, valid=None) -> CloudCover:
     counted = labels != IGNORE
     if valid is not None:
         counted &= _as_valid(valid, labels.shape)
-    total = np.count_nonzero(counted)
-    cloudy = np.count_nonzero(counted & (labels > 0))
+    total = int(np.count_nonzero(counted))
+    cloudy = int(np.count_nonzero(counted & (labels > 0)))
     return CloudCover(cloudy / total if total else math.nan, total / max(labels.size, 1))
 
 
-def class_names(num_classes) -> tuple[str, ...]:
+def class_names(num_classes: int) -> tuple[str, ...]:
     """What classes are called where nobody names them: sky first, then ever denser cloud."""
-    clouds = {2: ("cloud",), 3: ("thin cloud", "thick cloud")}
-    numbered = tuple(f"cloud {k}" for k in range(1, num_classes))
-    return ("sky", *clouds.get(num_classes, numbered))
+    if num_classes == 2:
+        return ("sky", "cloud")
+    if num_classes == 3:
+        return ("sky", "thin cloud", "thick cloud")
+    return ("sky", *(f"cloud {index}" for index in range(1, num_classes)))
 
 
 def _as_valid(valid, shape):
@@ -138,7 +159,7 @@ class Segmentation:
         valid: boolean (h, w), True where the photo shows sky; everywhere by default.
         threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
             none, the likeliest class counts.
-        class_names: names of the n classes.
+        class_names: names of the n classes; those of `class_names` by default.
 
     Raises:
         ValueError: an argument has another shape, type or range.
@@ -153,11 +174,11 @@ class Segmentation:
 
     image: np.ndarray
     probabilities: np.ndarray
-    valid: np.ndarray | None = None
+    valid: np.ndarray = None  # type: ignore[assignment]  # becomes an array in __post_init__
     threshold: float = 0.5
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.image = np.asarray(self.image)
         shape = self.image.shape
         if len(shape) != 3 or shape[-1] != 3 or 0 in shape or self.image.dtype != np.uint8:
@@ -171,9 +192,9 @@ class Segmentation:
                 f"probabilities: expected shape {shape[:2]} or {(*shape[:2], 'n')} with n > 1, "
                 f"received {values.shape}"
             )
-        low, high = values.min(), values.max()
-        # resizing may round to a little over 1
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
+        low = values.min()
+        high = values.max()
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
                 f"probabilities: expected values in [0, 1], received {low} to {high}; apply the "
                 "sigmoid or softmax to logits"
@@ -184,9 +205,7 @@ class Segmentation:
         if self.valid is None:
             self.valid = np.broadcast_to(True, shape[:2])  # takes no memory
         self.valid = _as_valid(self.valid, shape[:2])
-        if self.class_names is None:
-            self.class_names = class_names(self.num_classes)
-        self.class_names = tuple(self.class_names)
+        self.class_names = tuple(self.class_names or class_names(self.num_classes))
         if len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"class_names: expected {self.num_classes} names, received {self.class_names}"
@@ -222,7 +241,7 @@ class Segmentation:
         """Cloud cover of the valid pixels."""
         return cloud_cover(self.labels)
 
-    def overlay(self, alpha=0.45) -> np.ndarray:
+    def overlay(self, alpha: float = 0.45) -> np.ndarray:
         """The photo with clouds tinted, classes outlined and what is not valid darkened.
 
         Args:
@@ -234,41 +253,55 @@ class Segmentation:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a number in [0, 1], received {alpha!r}")
         labels = self.labels
-        contour = _contour(labels, max(round(min(labels.shape) / 250), 1))
-        # what becomes of each value, by label: far faster than blending a large photo
-        table = np.tile(np.arange(256.0)[:, None], (256, 1, 3))
-        for label in range(1, self.num_classes):
-            color = np.array(CLOUD_COLORS[(self.num_classes - 1 - label) % len(CLOUD_COLORS)])
-            table[label] = (1 - alpha) * table[label] + alpha * color
-        table[IGNORE] *= 0.35
-        table = np.rint(table).astype(np.uint8).reshape(-1, 3).T.copy()
+        contour = _contour(labels, max(round(min(labels.shape) / SIDE_A_LINE), 1))
+        # looking values up is far faster than blending a large photo
+        tables = self._tint_tables(alpha)
         picture = np.empty_like(self.image)
         for start in range(0, len(picture), _BAND):  # the indices of a whole photo are large
-            band = np.s_[start : start + _BAND]
-            rows = labels[band].astype(np.uint16) * 256
-            for c in range(3):
-                picture[band][..., c] = np.take(table[c], rows + self.image[band][..., c])
+            rows = slice(start, start + _BAND)
+            row_labels = labels[rows].astype(np.uint16) * 256
+            for channel, table in enumerate(tables):
+                index = row_labels + self.image[rows, :, channel]
+                picture[rows, :, channel] = np.take(table, index)
         picture[contour] = CONTOUR_COLOR
         return picture
 
-    def to_dict(self) -> dict:
+    def _tint_tables(self, alpha):
+        """What becomes of a value: (3, 256 * 256), by channel and 256 * label + value."""
+        table = np.tile(np.arange(256.0)[:, None], (256, 1, 3))
+        for label in range(1, self.num_classes):
+            density = self.num_classes - 1 - label  # 0 is the densest cloud
+            color = np.array(CLOUD_COLORS[density % len(CLOUD_COLORS)])
+            table[label] = (1 - alpha) * table[label] + alpha * color
+        table[IGNORE] *= DARKENED
+        return np.rint(table).astype(np.uint8).reshape(-1, 3).T.copy()
+
+    def to_dict(self) -> dict[str, Any]:
         """As `CloudCover.to_dict`."""
         return self.cloud_cover.to_dict()
 
 
-def _contour(labels, line):
-    """Where a line of `line` pixels between two classes runs, not along what is not valid."""
+def _contour(labels, width):
+    """Where lines of `width` pixels between two classes run, not along what is not valid."""
     contour = np.zeros(labels.shape, bool)
-    for here, drawn in ((labels, contour), (labels.T, contour.T)):
-        before, after = here[:-line], here[line:]
+    # between rows, and with both turned, between columns; `drawn` is a view of `contour`
+    for lines, drawn in ((labels, contour), (labels.T, contour.T)):
+        before = lines[:-width]
+        after = lines[width:]
         differ = before != after
         differ &= before != IGNORE
         differ &= after != IGNORE
-        drawn[(line + 1) // 2 :][: len(differ)] |= differ
+        drawn[(width + 1) // 2 :][: len(differ)] |= differ
     return contour
 
 
-def segment(predictor, image, threshold=0.5, horizon=None, channel_order="rgb") -> Segmentation:
+def segment(
+    predictor: Callable[[np.ndarray], np.ndarray],
+    image: ArrayLike,
+    threshold: float = 0.5,
+    horizon: Any = None,
+    channel_order: str = "rgb",
+) -> Segmentation:
     """Finds the clouds in one photo of any size; `DDUNet.segment` and `Segmenter.segment` are this.
 
     Args:
@@ -285,17 +318,25 @@ def segment(predictor, image, threshold=0.5, horizon=None, channel_order="rgb") 
 
     Raises:
         ValueError: the image is not uint8 (h, w, 3), or another argument is out of its range.
+
+    Example:
+
+    >>> photo = np.full((4, 6, 3), 200, np.uint8)
+    >>> segment(lambda image: np.full((2, 3), 0.9, np.float32), photo).cloud_cover.okta
+    8
     """
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+    photo = np.asarray(image)
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3 or not photo.size:
         raise ValueError(
             "`image` must be uint8 of shape (height, width, 3). "
-            f"Received: {image.dtype} of shape {image.shape}"
+            f"Received: {photo.dtype} of shape {photo.shape}"
         )
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
     if channel_order == "bgr":
-        image = np.ascontiguousarray(image[..., ::-1])
-    valid = None if horizon is None else horizon_mask(horizon, image)
-    probabilities = resize_probabilities(predictor(image), image.shape[:2])
-    return Segmentation(image, probabilities, valid, threshold)
+        photo = np.ascontiguousarray(photo[..., ::-1])
+    height, width = photo.shape[:2]
+    everywhere = np.broadcast_to(True, (height, width))  # takes no memory
+    valid = everywhere if horizon is None else horizon_mask(horizon, photo)
+    probabilities = resize_probabilities(predictor(photo), (height, width))
+    return Segmentation(photo, probabilities, valid, threshold)

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ddunet_keras.files import DataError, read_gray
 
+SIZE = 256
+"""Side of the square that the photo is made for the search, pixels."""
 
-def horizon_mask(spec, image) -> np.ndarray:
+RAYS = 240
+"""Rays from the middle of the photo on which the disc's edge is looked for."""
+
+CLEAR_FALL = 0.12
+"""Least fall of the logarithm of brightness that may be the edge: to 89 %."""
+
+FIRST_FALL = 0.35
+"""Share of a ray's largest fall from which a fall may be where the sky ends."""
+
+COARSE = (0.5, 0.3, 0.2, 0.1, 0.06)
+FINE = (0.08, 0.04, 0.04)
+"""Distances from the ellipse, in radii, within which points are kept, one for each fit."""
+
+INSIDE, OUTSIDE = 0.985, 1.05
+"""Radii of what is surely within the disc (its rim is blurred), and surely beyond it."""
+
+
+def horizon_mask(spec: Any, image: np.ndarray) -> np.ndarray:
     """Where a photo shows sky at all, by what a camera's owner knows of it.
 
     Args:
@@ -48,11 +68,7 @@ def horizon_mask(spec, image) -> np.ndarray:
     if isinstance(spec, str) and spec.startswith("circle:"):
         valid = _circle(spec, height, width)
     elif isinstance(spec, (str, os.PathLike)):
-        if not os.path.exists(spec):
-            raise DataError(
-                f"horizon {str(spec)!r}: no such mask picture; give one, 'auto' or 'circle:x,y,r'"
-            )
-        valid = _fit_mask(read_gray(spec), f"horizon {str(spec)!r}", height, width)
+        valid = _fit_mask(_read_mask(spec), f"horizon {str(spec)!r}", height, width)
     elif isinstance(spec, np.ndarray):
         valid = _fit_mask(spec, "horizon array", height, width)
     else:
@@ -77,24 +93,47 @@ def _circle(spec, height, width):
     return np.hypot(np.arange(width) - x, (np.arange(height) - y)[:, None]) <= radius
 
 
+def _read_mask(path):
+    if not os.path.exists(path):
+        raise DataError(
+            f"horizon {str(path)!r}: no such mask picture; give one, 'auto' or 'circle:x,y,r'"
+        )
+    return read_gray(path)
+
+
 def _fit_mask(mask, name, height, width):
     if mask.ndim != 2 or mask.dtype.kind not in "biuf" or not mask.size:
         raise DataError(f"{name}: expected shape (h, w), received {mask.dtype} of {mask.shape}")
     rows, columns = mask.shape
-    # rounding to whole pixels changes the proportions a little
+    # rounding to full pixels changes the proportions a little
     if abs(columns * height / (rows * width) - 1) > 0.01:
         raise DataError(
             f"{name}: {columns}x{rows} pixels for a photo of {width}x{height}; the proportions "
             "must agree"
         )
-    sky = mask >= (0.5 if mask.max() <= 1 else 128)
-    row, column = (
-        (2 * np.arange(n) + 1) * m // (2 * n) for n, m in ((height, rows), (width, columns))
-    )
-    return sky[row][:, column]
+    is_sky = mask >= (0.5 if mask.max() <= 1 else 128)
+    return is_sky[_nearest(height, rows)][:, _nearest(width, columns)]
 
 
-def _find_disc(image, size=256):
+def _nearest(size, source_size):
+    """Index of the nearest source pixel for each of `size` pixels."""
+    return (2 * np.arange(size) + 1) * source_size // (2 * size)
+
+
+class _Ellipse(NamedTuple):
+    """An upright ellipse in the square photo, pixels."""
+
+    x: float
+    y: float
+    radius_x: float
+    radius_y: float
+
+    def radius(self, x, y):
+        """Distance of points from the centre, 1 on the ellipse."""
+        return np.hypot((x - self.x) / self.radius_x, (y - self.y) / self.radius_y)
+
+
+def _find_disc(image):
     """Where a whole-sky photo's bright disc is; everywhere if there is none.
 
     On rays from the middle, brightness falls most, in ratio, where the lens's picture ends. An
@@ -102,60 +141,90 @@ def _find_disc(image, size=256):
     to where the fall starts, and believed if most points lie on it and it is dark outside.
     """
     height, width = image.shape[:2]
-    everywhere = np.ones((height, width), bool)
-    small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX)
-    level = np.asarray(small).max(axis=-1)
-    angles = np.linspace(0, 2 * np.pi, 240, endpoint=False)[:, None]
-    x, y = ((size - 1) / 2 + np.arange(0.7 * size) * f(angles) for f in (np.cos, np.sin))
-    inside = (abs(x - (size - 1) / 2) < size / 2) & (abs(y - (size - 1) / 2) < size / 2)
-    column, row = (np.rint(p).astype(int).clip(0, size - 1) for p in (x, y))
-    # the constant keeps noise in the black from counting as a fall
-    ray = np.log(level[row, column] + 16.0)
-    # between the mean of samples k, k + 1 of a ray and that of k + 2, k + 3
-    fall = (ray[:, :-3] + ray[:, 1:-2] - ray[:, 2:-1] - ray[:, 3:]) / 2 * inside[:, 3:]
-    x, y, inside = (x[:, 1:-2] + x[:, 2:-1]) / 2, (y[:, 1:-2] + y[:, 2:-1]) / 2, inside[:, 3:]
-    edge = np.arange(len(angles)), fall.argmax(axis=1)
-    disc, on = _fit_ellipse(x[edge], y[edge], fall[edge] > 0.12, (0.5, 0.3, 0.2, 0.1, 0.06))
+    small = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BOX)
+    brightness = np.asarray(small).max(axis=-1)
+    disc = _fit_disc(brightness)
     if disc is None:
-        return everywhere
+        return np.ones((height, width), bool)
+    x = (np.arange(width) + 0.5) * SIZE / width - 0.5
+    y = (np.arange(height) + 0.5) * SIZE / height - 0.5
+    return disc.radius(x, y[:, None]) <= INSIDE
+
+
+def _fit_disc(brightness):
+    """The disc's ellipse in a square photo, None if there is no disc."""
+    x, y, in_photo, fall = _falls_along_rays(brightness)
+    ray = np.arange(RAYS)
+    edge = (ray, fall.argmax(axis=1))
+    disc, on_disc = _fit_ellipse(x[edge], y[edge], fall[edge] > CLEAR_FALL, COARSE)
+    if disc is None:
+        return None
     # the lens's rim may shine: the sky ends where the first clear fall is
-    first = (fall > 0.35 * fall[edge][:, None]) & (abs(_radius(disc, x, y) - 1) < 0.08)
-    edge = edge[0], first.argmax(axis=1)
-    disc, on = _fit_ellipse(x[edge], y[edge], on, (0.08, 0.04, 0.04))
+    is_first = (fall > FIRST_FALL * fall[edge][:, None]) & (abs(disc.radius(x, y) - 1) < FINE[0])
+    edge = (ray, is_first.argmax(axis=1))
+    disc, on_disc = _fit_ellipse(x[edge], y[edge], on_disc, FINE)
     if disc is None:
-        return everywhere
-    outside = _radius(disc, np.arange(size), np.arange(size)[:, None]) > 1.05
-    in_frame = (inside & (_radius(disc, x, y) > 1.05)).any(axis=1)
-    if not outside.any() or on.sum() < 0.7 * in_frame.sum():
-        return everywhere
-    # neither a moon's halo nor a round cloud
-    darkest = min(np.percentile(level[~outside], 10), 64)
-    if min(disc[2:]) < 0.2 * size or np.percentile(level[outside], 75) >= darkest:
-        return everywhere
-    x, y = ((np.arange(n) + 0.5) * size / n - 0.5 for n in (width, height))
-    # the rim is blurred: stay a little inside
-    return _radius(disc, x, y[:, None]) <= 0.985
+        return None
+
+    # rays whose edge the photo shows: where the disc is cut off, there is none
+    shows_edge = (in_photo & (disc.radius(x, y) > OUTSIDE)).any(axis=1)
+    outside = disc.radius(np.arange(SIZE), np.arange(SIZE)[:, None]) > OUTSIDE
+    if not outside.any() or on_disc.sum() < 0.7 * shows_edge.sum():
+        return None
+    # neither a moon's halo nor a round cloud: those are small, or bright outside
+    if min(disc.radius_x, disc.radius_y) < 0.2 * SIZE:
+        return None
+    darkest_sky = min(np.percentile(brightness[~outside], 10), 64)
+    return disc if np.percentile(brightness[outside], 75) < darkest_sky else None
+
+
+def _falls_along_rays(brightness):
+    """How much brightness falls along rays from the middle.
+
+    Returns:
+        x and y of points on the rays, whether the photo reaches them, and the fall of the logarithm
+        of brightness there; all (RAYS, points).
+    """
+    middle = (SIZE - 1) / 2
+    angles = np.linspace(0, 2 * np.pi, RAYS, endpoint=False)[:, None]
+    distances = np.arange(0.7 * SIZE)  # a little less than half of the diagonal
+    x = middle + distances * np.cos(angles)
+    y = middle + distances * np.sin(angles)
+    in_photo = (abs(x - middle) < SIZE / 2) & (abs(y - middle) < SIZE / 2)
+    column = np.rint(x).astype(int).clip(0, SIZE - 1)
+    row = np.rint(y).astype(int).clip(0, SIZE - 1)
+    # the constant keeps noise in the black from counting as a fall
+    level = np.log(brightness[row, column] + 16.0)
+    # between the mean of samples k, k + 1 of a ray and that of k + 2, k + 3
+    fall = (level[:, :-3] + level[:, 1:-2] - level[:, 2:-1] - level[:, 3:]) / 2
+    in_photo = in_photo[:, 3:]
+    x = (x[:, 1:-2] + x[:, 2:-1]) / 2
+    y = (y[:, 1:-2] + y[:, 2:-1]) / 2
+    return x, y, in_photo, fall * in_photo
 
 
 def _fit_ellipse(x, y, usable, tolerances):
-    """Upright ellipse (cx, cy, rx, ry) through points, None if too few agree; and who agrees."""
-    on = usable
+    """Ellipse through points, None if too few agree; and which points agree.
+
+    It is fitted once for each tolerance, to the points that the one before left.
+    """
+    on_ellipse = usable
+    ellipse = None
     for tolerance in tolerances:
-        if on.mean() < 0.25:
-            return None, on
-        middle_x, middle_y = x[on].mean(), y[on].mean()
-        u, v = x[on] - middle_x, y[on] - middle_y
+        if on_ellipse.mean() < 0.25:
+            return None, on_ellipse
+        # a u^2 + b v^2 + c u + d v = 1, by least squares
+        middle_x = x[on_ellipse].mean()
+        middle_y = y[on_ellipse].mean()
+        u = x[on_ellipse] - middle_x
+        v = y[on_ellipse] - middle_y
         terms = np.stack([u * u, v * v, u, v], axis=-1)
         a, b, c, d = np.linalg.lstsq(terms, np.ones(len(u)), rcond=None)[0]
         if min(a, b) <= 0:
-            return None, on
+            return None, on_ellipse
         k = 1 + c * c / (4 * a) + d * d / (4 * b)
-        ellipse = middle_x - c / (2 * a), middle_y - d / (2 * b), (k / a) ** 0.5, (k / b) ** 0.5
-        on = usable & (abs(_radius(ellipse, x, y) - 1) < tolerance)
-    return ellipse, on
-
-
-def _radius(ellipse, x, y):
-    """Distance from an ellipse's centre, 1 on the ellipse."""
-    cx, cy, rx, ry = ellipse
-    return np.hypot((x - cx) / rx, (y - cy) / ry)
+        ellipse = _Ellipse(
+            middle_x - c / (2 * a), middle_y - d / (2 * b), (k / a) ** 0.5, (k / b) ** 0.5
+        )
+        on_ellipse = usable & (abs(ellipse.radius(x, y) - 1) < tolerance)
+    return ellipse, on_ellipse

@@ -1,0 +1,115 @@
+"""Reads `metadata.csv` or `metadata.txt`: when the photos of a data set were taken."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from ddunet_keras.data.layouts import stem
+from ddunet_keras.files import DataError, list_folder, read_text
+
+FILE_NAMES = ("metadata.csv", "metadata.txt")
+"""Names that the file may have, in any case."""
+
+NAME_COLUMNS = ("name", "number", "image")
+"""Headings of the column that names the image, the preferred one first; else it is the first."""
+
+Capture = tuple[str | None, str | None]
+"""Date (YYYYMMDD) and time (HHMMSS, or as the file has it) of a photo; None if not given."""
+
+
+def read_captures(root: Path, names: Collection[str]) -> dict[str, Capture]:
+    """Date and time by image name, from the metadata file of a data set; empty without one.
+
+    The table is separated by commas, semicolons or tabs and has a header with the columns Name (or
+    Number or Image), Date and Time in any order and case; other columns are not read.
+
+    Args:
+        root: the folder of the data set.
+        names: of its images, without file ending.
+
+    Raises:
+        DataError: the file cannot be used; names the line.
+    """
+    files = [path for path in list_folder(root) if path.name.lower() in FILE_NAMES]
+    if not files:
+        return {}
+    if len(files) > 1:
+        raise DataError(f"{root}: {' and '.join(p.name for p in files)}: keep one of them")
+    path = files[0]
+    captures: dict[str, Capture] = {}
+    key = ""
+    for line, key, cells in _read_rows(path):
+        name = _image_name(cells[key], names)
+        capture = (_date(cells, path, line), _time(cells))
+        if captures.setdefault(name, capture) != capture:
+            raise DataError(f"{path}: line {line} gives {name} a second date or time; keep one")
+    if captures.keys().isdisjoint(names):
+        column = f"column {key!r}" if key else "the table"
+        raise DataError(f"{path}: {column} names none of the {len(names)} images")
+    return captures
+
+
+def _read_rows(path) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Line number, heading of the name's column, and the cells by heading, of each row."""
+    text = read_text(path)
+    first_line = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first_line.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [cell.strip().lower() for cell in next(rows, [])]
+        key = _name_column(header, path)
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}: line {rows.line_num} has {len(cells)} cells, the header {len(header)}"
+                )
+            yield rows.line_num, key, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable table ({error})") from None
+
+
+def _name_column(header, path):
+    known = [name for name in header if name in (*NAME_COLUMNS, "date", "time")]
+    if not known or len(set(known)) < len(known):
+        raise DataError(
+            f"{path}: needs a header with the columns Name, Date, Time, each once, found "
+            f"{', '.join(header[:8]) or 'nothing'}; correct it or move it away"
+        )
+    return next((name for name in NAME_COLUMNS if name in known), header[0])
+
+
+def _image_name(cell, names):
+    name = stem(cell)
+    # the public sets are numbered 0001 or 001, spreadsheets make 1 of it
+    for candidate in (name, name.zfill(3), name.zfill(4)):
+        if candidate in names:
+            return candidate
+    return name
+
+
+def _date(cells, path, line):
+    given = cells.get("date", "")
+    digits = re.sub(r"[-/.]", "", given)
+    if not digits:
+        return None
+    try:
+        if len(digits) != len("YYYYMMDD"):
+            raise ValueError
+        datetime.strptime(digits, "%Y%m%d")
+    except ValueError:
+        raise DataError(f"{path}: line {line}: date {given!r}, expected YYYYMMDD") from None
+    return digits
+
+
+def _time(cells):
+    time = cells.get("time") or None
+    # without leading zeros 012003 is 12003, in SWINySEG's own table, too
+    return time.zfill(6) if time and time.isdigit() else time
