@@ -29,7 +29,7 @@ def test_an_unsupported_python_is_named(monkeypatch, version):
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setattr(sys, "version", ".".join(map(str, version)) + " (main)")
     monkeypatch.setattr(sys, "argv", ["run.py", "test"])
-    with pytest.raises(SystemExit, match=r"needs Python 3.10 to 3.13, this is 3\.\d+\.\d+$"):
+    with pytest.raises(SystemExit, match=r"needs Python 3.10 to 3.13, this is 3\.\d+\.\d+;"):
         runpy.run_path(str(RUN), run_name="__main__")
 
 

@@ -1,12 +1,14 @@
-"""LiteRT's own kernels for Arm, emulated: the same bits as here, and how many instructions.
+"""LiteRT's own kernels for Arm, emulated: whether they give the same masks, and at what work.
 
-    apt-get install qemu-user gcc    # Debian 12, as root
-    python tools/benchmark_arm.py tflite/models/ddunet_c8_256.tflite
+    apt-get install qemu-user gcc    # Debian, as root
+    python tools/benchmark_arm.py tflite/models/ddunet_c8_256.tflite --photos PHOTOS
 
-Each `.tflite` file, or DDUNet of random weights with merged columns and without, runs on LiteRT
-for aarch64 under QEMU, as a Raspberry Pi 4 (Cortex-A72) and as a Raspberry Pi 5 (Cortex-A76, which
-has dot products), and on this machine. Debian's and PyPI's packages for aarch64 are fetched once,
-into `--root`. Instructions are no time, but XNNPACK's kernels have few branches and waits.
+Each `.tflite` file runs on LiteRT for aarch64 under QEMU, as a Raspberry Pi 4 (Cortex-A72) and as
+a Raspberry Pi 5 (Cortex-A76, which has dot products), and on this machine. Without a file it is
+DDUNet with random weights, packed and not. A row has the share of equal output bytes, the share of
+pixels with equal masks, and millions of instructions for a photo. Instructions are no time, but
+XNNPACK's kernels have few branches and waits. Packages of Debian and PyPI for aarch64 are fetched
+once, into `--root`. What it printed is in docs/results.md, under "Arm".
 """
 
 from __future__ import annotations
@@ -21,14 +23,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ddunet_keras import DDUNet
-from ddunet_keras.litert.columns import merge_columns
-from ddunet_keras.deploy.convert import TARGETS
-from ddunet_keras.litert.model import read_tflite
-from ddunet_keras.deploy.quantize import quantize
-from ddunet_keras.litert.run import input_feeds, run_litert
-from ddunet_keras.files import read_image
+from ddunet_keras import DDUNet, read_image
+from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.convert import build_stages
 from ddunet_keras.images import resize_image
+from ddunet_keras.litert.model import read_tflite
+from ddunet_keras.litert.run import input_feeds, run_litert
 from ddunet_keras.prediction import find_photos
 
 import numpy as np
@@ -41,11 +41,35 @@ CPUS = {
         "dcpop asimddp",
     ),
 }
-"""QEMU's name -> what /proc/cpuinfo says of it, by which XNNPACK picks its kernels."""
-DEBIAN = ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "zlib1g")
-DEBIAN += ("libexpat1", "libffi8", "libstdc++6", "libgcc-s1", "libbz2-1.0", "liblzma5", "libuuid1")
-PYPI = ("numpy", "flatbuffers", "protobuf", "tqdm", "typing-extensions", "backports.strenum")
-PLUGIN = r"""
+"""QEMU's name -> part number and features in /proc/cpuinfo, by which XNNPACK picks its kernels."""
+
+CORES = 4
+
+DEBIAN_PACKAGES = (
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libc6",
+    "zlib1g",
+    "libexpat1",
+    "libffi8",
+    "libstdc++6",
+    "libgcc-s1",
+    "libbz2-1.0",
+    "liblzma5",
+    "libuuid1",
+)
+PYPI_PACKAGES = (
+    "numpy",
+    "flatbuffers",
+    "protobuf",
+    "tqdm",
+    "typing-extensions",
+    "backports.strenum",
+)
+PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+
+COUNTING_PLUGIN = r"""
 #include <stdint.h>
 #include <stdio.h>
 struct tb;
@@ -67,6 +91,8 @@ int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv) {
   return 0;
 }
 """
+"""C source of a plugin for QEMU that counts instructions."""
+
 WORKER = """
 import sys
 import numpy as np
@@ -82,50 +108,64 @@ for feed in np.resize(feeds, (int(runs), *feeds.shape[1:])):
     results.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
 np.save(target, results)
 """
+"""Program that runs in the emulator."""
 
 
-def shell(*command, **options):
+def shell(*command, **options) -> str:
+    """Runs a command and returns its stderr; ends the program if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
     return done.stderr
 
 
-def prepare(root):
+def prepare(root: Path) -> None:
     """Fills `root` with Python and LiteRT for aarch64, and the plugin that counts."""
     if not shutil.which("qemu-aarch64"):
         sys.exit("qemu-aarch64 was not found: apt-get install qemu-user")
-    if (root / "ready").exists():
+    ready = root / "ready"
+    if ready.exists():
         return
     debs, wheels, site = root / "debs", root / "wheels", root / "site"
     for folder in (debs, wheels, site, root / "proc"):
         folder.mkdir(parents=True, exist_ok=True)
     shell("dpkg", "--add-architecture", "arm64")
     shell("apt-get", "update")
-    shell("apt-get", "download", *(f"{name}:arm64" for name in DEBIAN), cwd=debs)
+    shell("apt-get", "download", *(f"{name}:arm64" for name in DEBIAN_PACKAGES), cwd=debs)
     for deb in debs.glob("*.deb"):
         shell("dpkg", "-x", deb, root)
     litert = f"ai-edge-litert=={importlib.metadata.version('ai-edge-litert')}"
-    platforms = ("manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--python-version", "311", *(f"--platform={name}" for name in platforms)]
-    shell(*command, "-d", wheels, litert, *PYPI)
+    command += ["--python-version", "311", *(f"--platform={name}" for name in PLATFORMS)]
+    shell(*command, "-d", wheels, litert, *PYPI_PACKAGES)
     for wheel in wheels.glob("*.whl"):
         shutil.unpack_archive(wheel, site, "zip")
-    (root / "count.c").write_text(PLUGIN)
+    (root / "count.c").write_text(COUNTING_PLUGIN)
     (root / "worker.py").write_text(WORKER)
     shell("gcc", "-shared", "-fPIC", "-O2", "-o", root / "count.so", root / "count.c")
-    (root / "ready").touch()
+    ready.touch()
 
 
-def emulate(root, cpu, data, feeds, runs):
-    """Outputs of `runs` images, and all instructions that they and the start took."""
+def write_cpuinfo(root: Path, cpu: str) -> None:
     part, features = CPUS[cpu]
-    about = f"Features\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
-    about += f"CPU variant\t: 0x0\nCPU part\t: {part}\nCPU revision\t: 3\n\n"
-    (root / "proc" / "cpuinfo").write_text("".join(f"processor\t: {n}\n{about}" for n in range(4)))
-    with tempfile.TemporaryDirectory() as folder:
-        model, source, target = (Path(folder) / name for name in ("m.tflite", "x.npy", "y.npy"))
+    lines = [
+        f"Features\t: {features}",
+        "CPU implementer\t: 0x41",
+        "CPU architecture: 8",
+        "CPU variant\t: 0x0",
+        f"CPU part\t: {part}",
+        "CPU revision\t: 3",
+    ]
+    cores = ["\n".join([f"processor\t: {core}", *lines, "\n"]) for core in range(CORES)]
+    (root / "proc" / "cpuinfo").write_text("".join(cores))
+
+
+def emulate(root: Path, cpu: str, data: bytes, feeds: np.ndarray, runs: int):
+    """Outputs of `runs` images, and all instructions that they and the start took."""
+    write_cpuinfo(root, cpu)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, source, target = folder / "m.tflite", folder / "x.npy", folder / "y.npy"
         model.write_bytes(data)
         np.save(source, feeds)
         command = ["qemu-aarch64", "-cpu", cpu, "-plugin", root / "count.so", "-L", root]
@@ -134,7 +174,46 @@ def emulate(root, cpu, data, feeds, runs):
         return np.load(target), int(re.search(r"instructions (\d+)", said)[1])
 
 
-def main():
+def random_network(side: int, base_channels: int) -> dict[str, bytes]:
+    """The `cpu` file of DDUNet with random weights, packed and not."""
+    images = np.random.default_rng(0).integers(0, 256, (4, side, side, 3)).astype("uint8")
+    model = DDUNet((side, side, 3), base_channels, deep_supervision=False)
+    stages = build_stages(model, images, ConversionConfig((side, side), target="cpu"))
+    return {"not packed": stages.quantized, "packed": stages.packed}
+
+
+def feeds_for(data: bytes, photos: list[Path]) -> np.ndarray:
+    """What a file is fed: the photos, or without any, noise."""
+    model = read_tflite(data)
+    (graph,) = model.subgraphs
+    height, width = graph.tensors[graph.inputs[0]].shape[1:3]
+    if photos:
+        images = np.stack([resize_image(read_image(path), (height, width)) for path in photos])
+    else:
+        noise = np.random.default_rng(1).integers(0, 256, (3, height, width, 3))
+        images = noise.astype("uint8")
+    return np.concatenate([feed for (feed,) in input_feeds(model, images)])
+
+
+def compare(name: str, data: bytes, root: Path, photos: list[Path]) -> None:
+    """Prints a row for each CPU."""
+    feeds = feeds_for(data, photos)
+    count = len(feeds)
+    ours = run_litert(data, feeds, reference=False).astype("int16")
+    half = 0 if feeds.dtype == np.int8 else 128  # a probability of one half
+    for cpu in CPUS:
+        # the difference of the two runs leaves out what the start takes
+        _, start = emulate(root, cpu, data, feeds, 1)
+        outputs, total = emulate(root, cpu, data, feeds, count + 1)
+        theirs = outputs[:count].astype("int16")
+        equal = np.mean(theirs == ours)
+        masks = np.mean((theirs >= half) == (ours >= half))
+        millions = (total - start) / count / 1e6
+        row = f"{name:28}{cpu:12}{count:7}{equal:11.3%}{masks:10.3%}{millions:16.1f}"
+        print(row, flush=True)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,33 +225,13 @@ def main():
     options = parser.parse_args()
     root = options.root.resolve()
     prepare(root)
-    photos = find_photos([options.photos]).values() if options.photos else ()
-
+    photos = list(find_photos([options.photos]).values()) if options.photos else []
     forms = {path.name: path.read_bytes() for path in options.files}
     if not forms:
-        size = (options.size, options.size)
-        images = np.random.default_rng(0).integers(0, 256, (4, *size, 3)).astype("uint8")
-        model = DDUNet((*size, 3), options.base_channels, deep_supervision=False)
-        plain = quantize(model, size, images, head=TARGETS["cpu"].head, output="probability")
-        forms = {"columns as they are": plain, "merged columns": merge_columns(plain)}
-    print(f"\n{'':28}{'CPU':12}{'images':>7}{'same bits':>11}{'masks':>10}{'M instructions':>16}")
+        forms = random_network(options.size, options.base_channels)
+    print(f"\n{'':28}{'CPU':12}{'images':>7}{'same bytes':>11}{'masks':>10}{'M instructions':>16}")
     for name, data in forms.items():
-        model = read_tflite(data)
-        height, width = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].shape[1:3]
-        feeds = np.random.default_rng(1).integers(0, 256, (3, height, width, 3)).astype("uint8")
-        if photos:
-            feeds = np.stack([resize_image(read_image(path), (height, width)) for path in photos])
-        feeds = np.concatenate([feed for (feed,) in input_feeds(model, feeds)])
-        ours = run_litert(data, feeds, reference=False).astype("int16")
-        half = 0 if feeds.dtype == np.int8 else 128
-        for cpu in CPUS:
-            _, start = emulate(root, cpu, data, feeds, 1)
-            theirs, total = emulate(root, cpu, data, feeds, len(feeds) + 1)
-            theirs = theirs[: len(feeds)].astype("int16")
-            equal, masks = np.mean(theirs == ours), np.mean((theirs >= half) == (ours >= half))
-            each = (total - start) / len(feeds) / 1e6
-            line = f"{name:28}{cpu:12}{len(feeds):7}{equal:11.3%}{masks:10.3%}{each:16.1f}"
-            print(line, flush=True)
+        compare(name, data, root, photos)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,49 @@
-"""Whether MediaPipe's ImageSegmenter and `Segmenter` agree on a file of `--target android`.
+"""Whether MediaPipe's ImageSegmenter and `Segmenter` give the same masks with an Android file.
 
-MediaPipe is no dependency; give it an environment of its own:
+MediaPipe is no dependency of this project. Give it an environment of its own:
 
-    python -m venv /tmp/mediapipe && /tmp/mediapipe/bin/pip install mediapipe ai-edge-litert
-    PYTHONPATH=. /tmp/mediapipe/bin/python tools/check_mediapipe.py FILE.tflite PHOTO...
+    python -m venv mediapipe-env
+    mediapipe-env/bin/pip install mediapipe .
+    mediapipe-env/bin/python tools/check_mediapipe.py FILE.tflite PHOTO...
+
+FILE comes from `ddunet convert --target android`. It prints a row for each photo, once at the
+network's size and once as it is: the largest difference of a probability, and the share of pixels
+at which the masks from the confidences, and the category mask, agree with ours. At the network's
+size they are equal. A photo as it is differs, since MediaPipe shrinks it without averaging.
 """
+
+from __future__ import annotations
 
 import argparse
 
-import mediapipe as mp
+import mediapipe
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
-from ddunet_keras.files import read_image
+from ddunet_keras import Segmenter, read_image
 from ddunet_keras.images import resize_image
-from ddunet_keras.segmenter import Segmenter
 
 
-def main():
+def compare(ours: Segmenter, theirs: vision.ImageSegmenter, image: np.ndarray) -> list[str]:
+    """Cells of a row: largest difference, agreement of the masks, of the category mask."""
+    frame = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(image))
+    result = theirs.segment(frame)
+    height_width = image.shape[:2]
+    confidences = [mask.numpy_view().reshape(height_width) for mask in result.confidence_masks]
+    category = result.category_mask.numpy_view().reshape(height_width)
+    found = ours.segment(image)
+    if found.num_classes == 2:
+        difference = confidences[0] - found.probabilities
+        labels = confidences[0] >= 0.5
+        category = category == 0  # MediaPipe's category mask has 0 for cloud
+    else:
+        difference = np.stack(confidences, axis=-1) - found.probabilities
+        labels = np.argmax(confidences, axis=0)
+    agreements = [100 * np.mean(found.labels == mask) for mask in (labels, category)]
+    return [f"{np.abs(difference).max():.4f}", *(f"{value:.2f}" for value in agreements)]
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", help=".tflite with metadata")
     parser.add_argument("photos", nargs="+")
@@ -34,22 +60,9 @@ def main():
         for path in arguments.photos:
             photo = read_image(path)
             for image in (resize_image(photo, ours.image_shape[:2]), photo):
-                result = theirs.segment(mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(image)))
-                masks = [
-                    mask.numpy_view().reshape(image.shape[:2]) for mask in result.confidence_masks
-                ]
-                category = result.category_mask.numpy_view().reshape(image.shape[:2])
-                found = ours.segment(image)
-                if found.num_classes == 2:
-                    difference, labels = masks[0] - found.probabilities, masks[0] >= 0.5
-                    category = category == 0
-                else:
-                    difference = np.stack(masks, -1) - found.probabilities
-                    labels = np.argmax(masks, axis=0)
-                agree = [100 * np.mean(found.labels == mask) for mask in (labels, category)]
                 size = "x".join(map(str, image.shape[:2]))
-                row = path, size, f"{abs(difference).max():.4f}", *(f"{a:.2f}" for a in agree)
-                print(f"| {' | '.join(row)} |", flush=True)
+                cells = [path, size, *compare(ours, theirs, image)]
+                print(f"| {' | '.join(cells)} |", flush=True)
         print("labels:", ", ".join(theirs.labels))
 
 

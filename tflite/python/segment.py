@@ -1,10 +1,10 @@
-"""Clouds in a photo with a `.tflite` file of ddunet_keras: mask and cloud cover. One file, no more.
+"""Clouds in a photo with a `.tflite` file of ddunet_keras: mask and cloud cover, in one script.
 
     pip install ai-edge-litert numpy pillow
     python segment.py ddunet.tflite sky.jpg mask.png
 
-On a Coral board or with a USB accelerator, give a file that Edge TPU's compiler wrote: the library
-libedgetpu is then loaded. tflite_runtime serves in place of ai-edge-litert.
+On a Coral board or with a USB accelerator, give a file that the Edge TPU's compiler wrote: the
+library libedgetpu is then loaded. `tflite_runtime` works in place of `ai_edge_litert`.
 """
 
 import argparse
@@ -18,7 +18,9 @@ try:
 except ImportError:
     from tflite_runtime.interpreter import Interpreter, load_delegate
 
-EDGETPU = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}
+EDGE_TPU_LIBRARIES = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}
+EDGE_TPU_LIBRARY = "libedgetpu.so.1"  # on Linux
+EDGE_TPU_MARK = b"edgetpu-custom-op"  # operator in every file that the Edge TPU's compiler wrote
 
 
 def load(path):
@@ -26,8 +28,8 @@ def load(path):
     with open(path, "rb") as file:
         content = file.read()
     delegates = []
-    if b"edgetpu-custom-op" in content:
-        library = EDGETPU.get(sys.platform, "libedgetpu.so.1")
+    if EDGE_TPU_MARK in content:
+        library = EDGE_TPU_LIBRARIES.get(sys.platform, EDGE_TPU_LIBRARY)
         try:
             delegates = [load_delegate(library)]
         except (OSError, ValueError) as error:
@@ -37,14 +39,10 @@ def load(path):
     return interpreter
 
 
-def segment(interpreter, photo, threshold=0.5):
-    """Finds the clouds in a Pillow picture.
-
-    Returns:
-        boolean (h, w) at the photo's size, True where cloud is; of a file with n classes uint8, 0
-        sky and the others cloud.
-    """
-    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+def run(interpreter, photo):
+    """Runs the network on a Pillow picture; returns float32 (height, width, channels)."""
+    (source,) = interpreter.get_input_details()
+    (result,) = interpreter.get_output_details()
     _, height, width, _ = source["shape"]
     small = photo.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, np.int16)[None]
@@ -54,17 +52,30 @@ def segment(interpreter, photo, threshold=0.5):
     interpreter.invoke()
     values = interpreter.get_tensor(result["index"])[0].astype(np.float32)
     scale, zero_point = result["quantization"]
-    if scale:
+    if scale:  # 0 in a float file
         values = (values - zero_point) * scale
-    if values.min() < 0 or values.max() > 1:
+    return values
+
+
+def segment(interpreter, photo, threshold=0.5):
+    """Finds the clouds in a Pillow picture.
+
+    Returns:
+        (h, w) at the photo's size. With two classes boolean, True where cloud is. With more uint8,
+        the most probable class: 0 is sky, all others are cloud.
+    """
+    probabilities = run(interpreter, photo)
+    if probabilities.min() < 0 or probabilities.max() > 1:
         raise SystemExit(
             "the file's output is no probability: convert it with --output probability"
         )
-    classes = [
+    channels = [
         np.asarray(Image.fromarray(channel).resize(photo.size, Image.Resampling.BILINEAR))
-        for channel in np.moveaxis(values, -1, 0).copy()
+        for channel in np.moveaxis(probabilities, -1, 0).copy()
     ]
-    return classes[0] >= threshold if len(classes) == 1 else np.argmax(classes, 0).astype(np.uint8)
+    if len(channels) == 1:
+        return channels[0] >= threshold
+    return np.argmax(channels, axis=0).astype(np.uint8)
 
 
 def main():
