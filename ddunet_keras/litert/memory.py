@@ -264,12 +264,9 @@ def memory_profile(model: schema.ModelT) -> MemoryProfile:
     sizes, lives = tensor_sizes(model), lifetimes(model)
     live = np.zeros(len(operators) + 1, np.int64)  # entry 0 is the time before the first operator
     for group in placement_groups(model):
-        if len(group) == 1:
-            index = group[0][0]
-            first, last = lives[index]
-            live[first + 1 : last + 2] += sizes[index]
-            continue
-        for step in range(-1, len(operators)):
+        first = min(lives[index][0] for index, _ in group)
+        last = max(lives[index][1] for index, _ in group)
+        for step in range(first, last + 1):
             live[step + 1] += _covered_bytes(
                 (offset, offset + sizes[index])
                 for index, offset in group

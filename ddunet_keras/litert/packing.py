@@ -24,7 +24,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.litert.memory import single_subgraph
 from ddunet_keras.litert.model import (
-    TFLiteError,
     add_constant,
     add_operator,
     add_tensor,
@@ -94,13 +93,6 @@ class Packing:
     def value(self, index: int) -> np.ndarray | None:
         """Value of a constant; None for a computed tensor."""
         return constant(self.model, self.graph, index)
-
-    def constant_value(self, index: int) -> np.ndarray:
-        """Value of a tensor that is known to be a constant."""
-        value = self.value(index)
-        if value is None:
-            raise TFLiteError(f"tensor {index} is no constant")
-        return value
 
     def is_feature_map(self, index: int) -> bool:
         """Whether a tensor is computed and has the shape (1, h, w, c)."""
@@ -195,7 +187,7 @@ class Packing:
         target = self.new_tensor(parts[0], shape)
         return self.emit("CONCATENATION", parts, target, schema.ConcatenationOptionsT(axis, 0))
 
-    def pad_rows(self, index: int, rows: tuple[int, int], columns: tuple[int, int]) -> int:
+    def pad_rows(self, index: int, rows: Sequence[int], columns: Sequence[int]) -> int:
         """PAD of a feature map, with each row as one column: XNNPACK then copies row by row.
 
             row of w columns       row of w c values

@@ -241,7 +241,7 @@ def _needed_rows(graph, region, first, end):
 # === What strips cost ===
 
 
-def work(model: schema.ModelT, operator: schema.OperatorT) -> int:
+def _work(model, operator):
     """Multiplications of an operator, or four for each value that it writes or copies."""
     graph = model.subgraphs[0]
     count = math.prod(graph.tensors[operator.outputs[0]].shape)
@@ -303,7 +303,7 @@ class Candidate:
     Attributes:
         strips: rows of each strip.
         peak: bytes alive at the worst moment.
-        extra_work: added work, in the units of `work`.
+        extra_work: added work, in multiplications.
         persistent: bytes of TFLM's persistent allocations for the added operators.
         region: which operators and tensors take part.
     """
@@ -353,7 +353,7 @@ def _candidates_of_region(model, start, stop, region, persistent_bytes):
     """A region in rising numbers of strips, where more of them take less memory."""
     graph = model.subgraphs[0]
     operators = [graph.operators[number] for number in region.members]
-    region_work = sum(work(model, operator) for operator in operators)
+    region_work = sum(_work(model, operator) for operator in operators)
     persistent = sum(persistent_bytes(operator) for operator in operators)
     input_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.inputs)
     output_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.outputs)
@@ -417,10 +417,12 @@ def select(
         return None
     chosen, position = [], len(live)
     while position > 0:
-        candidate = last[position]
-        position = position - 1 if candidate is None else candidate.start
-        if candidate is not None:
-            chosen.append(candidate)
+        ends_here = last[position]
+        if ends_here is None:
+            position -= 1
+        else:
+            chosen.append(ends_here)
+            position = ends_here.start
     return chosen[::-1]
 
 
