@@ -71,14 +71,14 @@ def pack_columns(model: schema.ModelT) -> None:
     packing.graph.operators = packing.operators
 
 
-def _rewrite(packing: Packing, operator):
+def _rewrite(packing, operator):
     """Adds what replaces an operator, or itself with unpacked inputs."""
-    if len(operator.outputs) == 1 and operator.inputs:
-        if operator.outputs[0] in packing.forms:
-            return  # the convolution behind a dynamic one's products, which were replaced together
-        rewrite = REWRITES.get(operator_name(packing.model, operator))
-        if rewrite and packing.is_feature_map(operator.inputs[0]) and rewrite(packing, operator):
-            return
+    if any(index in packing.forms for index in operator.outputs):
+        return  # the convolution of a dynamic one, which was replaced together with its products
+    rewrite = REWRITES.get(operator_name(packing.model, operator))
+    is_known = rewrite and len(operator.outputs) == 1 and operator.inputs
+    if is_known and packing.is_feature_map(operator.inputs[0]) and rewrite(packing, operator):
+        return
     operator.inputs = [index if index < 0 else packing.packed(index) for index in operator.inputs]
     packing.operators.append(operator)
 
@@ -92,17 +92,17 @@ def convolution(packing: Packing, operator) -> bool:
     For 3 taps and 4 columns packed. A row is padded so that the taps of the first column begin with
     the first packed one:
 
-        row                   | a b c d | e f g h |
-        padded row            | . a b c | d e f g | h . . . |
-        reads the output a      . a b
-                     of b         a b c
-                        c           b c   d
-                        d             c   d e
+        row                     | a b c d | e f g h |
+        padded row              | . a b c | d e f g | h . . . |
+        output a reads            . a b
+        output b                    a b c
+        output c                      b c   d
+        output d                        c   d e
 
-        kernel of the output a  x x x .   . . . .     Four times the filters, each with
-                             b  . x x x   . . . .     the same weights at another place;
-                             c  . . x x   x . . .     the dots are zeros.
-                             d  . . . x   x x . .
+        kernel of output a        x x x .   . . . .     4 times the filters, which have the same
+        kernel of output b        . x x x   . . . .     weights at different places; the dots
+        kernel of output c        . . x x   x . . .     are zeros
+        kernel of output d        . . . x   x x . .
     """
     source, options = operator.inputs[0], operator.builtinOptions
     weights = _weights(packing, operator)
@@ -185,8 +185,8 @@ def depthwise(packing: Packing, operator) -> bool:
     With dilation 2 and 2 columns packed, each tap lies a whole packed column beside the next:
 
         row                     | a b | c d | e f |
-        reads the output c        a     c     e          dilation 1 of packed columns
-                     and d          b     d     f
+        output c reads            a     c     e          dilation 1 of packed columns
+        output d reads              b     d     f
 
     Where the columns packed do not divide the dilation: see `_side_by_side`.
     """
@@ -482,9 +482,9 @@ def _side_by_side(packing, operator, columns):
     next are whole packed columns. Here 4 columns, dilation 1 and 2 columns packed, "." is padding
     and "-" a gap:
 
-        | . a | b c | d . | - . | a b | c d | . - | . a | b c | d . |
-          ^                       ^                       ^              read for the output a
-            ^                       ^                       ^            read for the output b
+                          | . a | b c | d . | - . | a b | c d | . - | . a | b c | d . |
+        output a reads      .                       a                       b
+        output b reads        a                       b                       c
 
     Returns:
         the copies as a packed feature map, and the packed columns from one tap to the next.

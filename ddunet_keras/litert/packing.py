@@ -70,8 +70,8 @@ class Packing:
         model: the `ModelT`; tensors, constants and operator kinds are added to it.
         graph: its only subgraph, whose own list of operators stays as it was.
         operators: the operators that replace the given ones, in order.
-        forms: of each feature map that was computed or read so far.
-        stacks: inputs of each concatenation that is left to the convolution that consumes it.
+        forms: those of each feature map that was computed or read so far.
+        stacks: inputs of each concatenation that convolutions can read below each other.
     """
 
     def __init__(self, model: schema.ModelT):
@@ -190,10 +190,10 @@ class Packing:
     def pad_rows(self, index: int, rows: Sequence[int], columns: Sequence[int]) -> int:
         """PAD of a feature map, with each row as one column: XNNPACK then copies row by row.
 
-            row of w columns       row of w c values
-            | aa | bb |            | aabb |              | ...... |
-            | cc | dd |      =     | ccdd |      PAD     | ..aabb |
-                                                         | ..ccdd |
+            w columns of c channels      1 column of w c      PAD by a row above, a column left
+                                                              | ...... |
+            | aa | bb |                  | aabb |             | ..aabb |
+            | cc | dd |                  | ccdd |             | ..ccdd |
 
         Args:
             index: the feature map (1, h, w, c).
