@@ -118,19 +118,23 @@ def _slice_alias(model, graph, operator):
     whole, part = operator.inputs[0], operator.outputs[0]
     begin = constant(model, graph, operator.inputs[1])
     shape, part_shape = graph.tensors[whole].shape, graph.tensors[part].shape
+    is_sound = begin is not None and begin.shape == (len(shape),) == (len(part_shape),)
+    if not is_sound or math.prod(shape) == 0:
+        return []
     cut_axes = [axis for axis in range(len(shape)) if shape[axis] != part_shape[axis]]
     axis = max(cut_axes, default=0)
-    if begin is None or math.prod(shape[:axis]) != 1 or math.prod(part_shape[:axis]) != 1:
+    if math.prod(shape[:axis]) != 1 or math.prod(part_shape[:axis]) != 1:
         return []
     row_bytes = tensor_bytes(graph.tensors[whole]) // shape[axis]
     return [Alias(part, whole, int(begin[axis]) * row_bytes)]
 
 
 def _concatenation_aliases(graph, operator):
-    whole = operator.outputs[0]
+    whole, options = operator.outputs[0], operator.builtinOptions
     shape = graph.tensors[whole].shape
-    axis = operator.builtinOptions.axis % max(len(shape), 1)
-    if math.prod(shape[:axis]) != 1:
+    if not isinstance(options, schema.ConcatenationOptionsT) or not shape:
+        return []
+    if math.prod(shape[: options.axis % len(shape)]) != 1:
         return []
     found, offset = [], 0
     for part in operator.inputs:
