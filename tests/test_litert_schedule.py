@@ -255,3 +255,13 @@ def test_several_subgraphs_are_refused():
     model.subgraphs = model.subgraphs * 2
     with pytest.raises(TFLiteError, match="2 subgraphs"):
         fit_memory(model)
+
+
+def test_an_unsound_slice_or_concatenation_lies_in_nothing():
+    """The profile of a file that no converter made is still a profile."""
+    net = Network(0, (16, 16), 4)
+    begin, size = (net.graph.constant(np.array(v, np.int32)) for v in ([0, 4], [1, 8]))
+    cut = net.add("SLICE", [net.source, begin, size], (1, 8, 16, 4), schema.SliceOptionsT())
+    joined = net.add("CONCATENATION", [cut, cut], (1, 16, 16, 4), schema.AddOptionsT())
+    profile = memory_profile(read_tflite(net.data(joined)))
+    assert profile.live == [1024 + 512, 512 + 1024]

@@ -71,14 +71,14 @@ def pack_columns(model: schema.ModelT) -> None:
     packing.graph.operators = packing.operators
 
 
-def _rewrite(packing: Packing, operator):
+def _rewrite(packing, operator):
     """Adds what replaces an operator, or itself with unpacked inputs."""
-    if len(operator.outputs) == 1 and operator.inputs:
-        if operator.outputs[0] in packing.forms:
-            return  # the convolution behind a dynamic one's products, which were replaced together
-        rewrite = REWRITES.get(operator_name(packing.model, operator))
-        if rewrite and packing.is_feature_map(operator.inputs[0]) and rewrite(packing, operator):
-            return
+    if any(index in packing.forms for index in operator.outputs):
+        return  # the convolution of a dynamic one, which was replaced together with its products
+    rewrite = REWRITES.get(operator_name(packing.model, operator))
+    is_known = rewrite and len(operator.outputs) == 1 and operator.inputs
+    if is_known and packing.is_feature_map(operator.inputs[0]) and rewrite(packing, operator):
+        return
     operator.inputs = [index if index < 0 else packing.packed(index) for index in operator.inputs]
     packing.operators.append(operator)
 
@@ -92,25 +92,26 @@ def convolution(packing: Packing, operator) -> bool:
     For 3 taps and 4 columns packed. A row is padded so that the taps of the first column begin with
     the first packed one:
 
-        row                   | a b c d | e f g h |
-        padded row            | . a b c | d e f g | h . . . |
-        reads the output a      . a b
-                     of b         a b c
-                        c           b c   d
-                        d             c   d e
+        row                     | a b c d | e f g h |
+        padded row              | . a b c | d e f g | h . . . |
+        output a reads            . a b
+        output b                    a b c
+        output c                      b c   d
+        output d                        c   d e
 
-        kernel of the output a  x x x .   . . . .     Four times the filters, each with
-                             b  . x x x   . . . .     the same weights at another place;
-                             c  . . x x   x . . .     the dots are zeros.
-                             d  . . . x   x x . .
+        kernel of output a        x x x .   . . . .     4 times the filters, which have the same
+        kernel of output b        . x x x   . . . .     weights at different places; the dots
+        kernel of output c        . . x x   x . . .     are zeros
+        kernel of output d        . . . x   x x . .
     """
-    source, kernel = operator.inputs[:2]
-    if not _is_packable(packing, operator):
+    source, options = operator.inputs[0], operator.builtinOptions
+    weights = _weights(packing, operator)
+    if weights is None:
         return False
-    weights, options = packing.constant_value(kernel), operator.builtinOptions
     filters, h, w, channels = weights.shape
     if h == w == 1 and source in packing.stacks:
-        return convolution_of_stack(packing, operator)
+        convolution_of_stack(packing, operator, weights)
+        return True
     if h % 2 == 0 or w % 2 == 0 or (w > 1 and options.dilationWFactor > 1):
         return False
     width = packing.shape(source)[2]
@@ -125,27 +126,24 @@ def convolution(packing: Packing, operator) -> bool:
     return True
 
 
-def convolution_of_stack(packing: Packing, operator) -> bool:
+def convolution_of_stack(packing: Packing, operator, weights: np.ndarray) -> None:
     """A 1x1 convolution of feature maps that lie below each other, in place of side by side.
 
-    concatenation of channels             below each other
-    | A B | A B | A B |                   | A | A | A |     <- first tap
-    | A B | A B | A B |                   | A | A | A |
-                                          | B | B | B |     <- second tap, dilation: height of A
-                                          | B | B | B |
-    kernel 1x1, channels of A and B       kernel 2x1, channels of A
+    concatenation of channels         below each other
+    | A B | A B | A B |               | A | A | A |     <- first tap
+    | A B | A B | A B |               | A | A | A |
+                                      | B | B | B |     <- second tap, dilation: height of A
+                                      | B | B | B |
+    kernel 1x1, channels of A and B   kernel 2x1, channels of A
     """
-    source, kernel = operator.inputs[:2]
+    source, filters = operator.inputs[0], len(weights)
     parts = packing.stacks[source]
-    weights = packing.constant_value(kernel)
-    filters = len(weights)
     weights = weights.reshape(filters, len(parts), 1, -1)
     _, rows, width, _ = packing.shape(source)
     columns, _ = cheapest(width, lambda n: convolution_cost(n, weights.shape[1:], filters))
     stack = _stacked(packing, parts, columns)
     options = {"padding": schema.Padding.VALID, "dilationHFactor": rows}
     _convolve(packing, operator, stack, weights, columns, **options)
-    return True
 
 
 def concatenation(packing: Packing, operator) -> bool:
@@ -165,11 +163,10 @@ def concatenation(packing: Packing, operator) -> bool:
         return False
 
     consumer = packing.only_consumer(output, "CONV_2D")
-    if consumer and _is_packable(packing, consumer):
-        is_1x1 = packing.shape(consumer.inputs[1])[1:3] == (1, 1)
-        if is_1x1:
-            packing.stacks[output] = parts
-            return True
+    weights = _weights(packing, consumer) if consumer else None
+    if weights is not None and weights.shape[1:3] == (1, 1):
+        packing.stacks[output] = parts
+        return True
 
     _, _, width, channels = shape
     filters, kernel = len(parts) * channels, (len(parts), 1, channels)
@@ -177,7 +174,9 @@ def concatenation(packing: Packing, operator) -> bool:
     if cost + COPY_COST * filters > WORTHWHILE * CHUNK_COST * len(parts):
         return False
     packing.stacks[output] = parts
-    return convolution_of_stack(packing, _copying_convolution(packing, output, filters))
+    ones = np.eye(filters, dtype=np.int8)[:, None, None]
+    convolution_of_stack(packing, _copying_convolution(packing, output, ones), ones)
+    return True
 
 
 def depthwise(packing: Packing, operator) -> bool:
@@ -186,28 +185,29 @@ def depthwise(packing: Packing, operator) -> bool:
     With dilation 2 and 2 columns packed, each tap lies a whole packed column beside the next:
 
         row                     | a b | c d | e f |
-        reads the output c        a     c     e          dilation 1 of packed columns
-                     and d          b     d     f
+        output c reads            a     c     e          dilation 1 of packed columns
+        output d reads              b     d     f
 
     Where the columns packed do not divide the dilation: see `_side_by_side`.
     """
     source, kernel, *bias = operator.inputs
     options = operator.builtinOptions
-    if not _is_packable(packing, operator) or packing.shape(kernel)[1:3] != (3, 3):
+    weights = _weights(packing, operator)
+    if weights is None or weights.shape[1:3] != (3, 3):
         return False
     _, _, width, channels = packing.shape(source)
     dilation = options.dilationWFactor
     columns, _ = cheapest(width, lambda n: depthwise_cost(n, dilation, channels))
     if columns == 1:
         return False
-    weights = [_repeated(packing, index, columns) for index in (kernel, *bias)]
+    constants = [_repeated(packing, index, columns) for index in (kernel, *bias)]
     if dilation % columns == 0:
         changed = {"dilationWFactor": dilation // columns}
         packed = packing.packed(source, columns)
     else:
         packed, distance = _side_by_side(packing, operator, columns)
         changed = {"padding": schema.Padding.VALID, "dilationWFactor": distance}
-    packing.replace(operator, [packed, *weights], columns, **changed)
+    packing.replace(operator, [packed, *constants], columns, **changed)
     return True
 
 
@@ -279,7 +279,8 @@ def pad(packing: Packing, operator) -> bool:
     is_unpacked = packing.forms_of(source).columns == 1
     if is_unpacked and packing.only_consumer(operator.outputs[0], "CONV_2D"):
         return False
-    packing.reshape(packing.pad_rows(source, pads[1], pads[2]), operator.outputs[0])
+    _, rows, columns, _ = pads.tolist()
+    packing.reshape(packing.pad_rows(source, rows, columns), operator.outputs[0])
     return True
 
 
@@ -318,20 +319,24 @@ def reshape(packing: Packing, operator) -> bool:
 # === Parts of the rewrites ===
 
 
-def _is_packable(packing, operator):
-    """Whether a convolution has constant int8 weights for all channels of its input (or, depthwise,
-    one filter a channel), strides of 1, and an output as large as its input."""
+def _weights(packing, operator):
+    """The kernel of a convolution that can be packed; None for another.
+
+    Its weights are constant int8, for all channels of the input (or, depthwise, one filter a
+    channel), its strides are 1, and its output is as large as its input.
+    """
     source, *constants = operator.inputs
     values = [packing.value(index) for index in constants]
     if any(value is None for value in values):
-        return False
-    kernel, options, shape = values[0], operator.builtinOptions, packing.shape(source)
-    return (
-        kernel.dtype == np.int8
-        and kernel.shape[3] == shape[3]
+        return None
+    weights, options, shape = values[0], operator.builtinOptions, packing.shape(source)
+    is_packable = (
+        weights.dtype == np.int8
+        and weights.shape[3] == shape[3]
         and (options.strideW, options.strideH) == (1, 1)
         and shape[:3] == packing.shape(operator.outputs[0])[:3]
     )
+    return weights if is_packable else None
 
 
 def _repeated(packing, index, columns, values=None):
@@ -399,9 +404,10 @@ def _find_dynamic_convolution(packing, operator):
     (left, right), output = operator.inputs, operator.outputs[0]
     reshaped = packing.only_consumer(output, "RESHAPE")
     consumer = reshaped and packing.only_consumer(reshaped.outputs[0], "CONV_2D")
-    if not consumer or not _is_packable(packing, consumer) or not packing.is_feature_map(right):
+    weights = _weights(packing, consumer) if consumer else None
+    if weights is None or not packing.is_feature_map(right):
         return None
-    weights, options = packing.value(consumer.inputs[1]), consumer.builtinOptions
+    options = consumer.builtinOptions
     _, height, width, taps = packing.shape(consumer.inputs[0])
     channels = packing.shape(right)[2]
     if (
@@ -453,13 +459,12 @@ def _block_diagonal(packing, matrix, columns):
     return packing.reshape_to(cut, (1, 3, columns * channels, size), matrix)
 
 
-def _copying_convolution(packing, output, filters):
+def _copying_convolution(packing, output, weights):
     """A 1x1 convolution that copies channels, as the producer of a tensor."""
     scale = packing.graph.tensors[output].quantization.scale[0]
-    weights = np.eye(filters, dtype=np.int8)[:, None, None]
-    bias = np.zeros(filters, np.int32)
+    filters = len(weights)
     inputs = [output]
-    for values, value_scale in ((weights, 1.0), (bias, scale)):
+    for values, value_scale in ((weights, 1.0), (np.zeros(filters, np.int32), scale)):
         quantization = schema.QuantizationParametersT()
         quantization.scale = np.full(filters, value_scale, np.float32)
         quantization.zeroPoint = np.zeros(filters, np.int64)
@@ -477,9 +482,9 @@ def _side_by_side(packing, operator, columns):
     next are whole packed columns. Here 4 columns, dilation 1 and 2 columns packed, "." is padding
     and "-" a gap:
 
-        | . a | b c | d . | - . | a b | c d | . - | . a | b c | d . |
-          ^                       ^                       ^              read for the output a
-            ^                       ^                       ^            read for the output b
+                          | . a | b c | d . | - . | a b | c d | . - | . a | b c | d . |
+        output a reads      .                       a                       b
+        output b reads        a                       b                       c
 
     Returns:
         the copies as a packed feature map, and the packed columns from one tap to the next.

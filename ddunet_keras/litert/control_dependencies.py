@@ -1,12 +1,11 @@
 """Has LiteRT compute what stands after a Softmax after it.
 
-XNNPACK has no int8 Softmax, so LiteRT computes that itself, between two pieces given to XNNPACK.
-What does not need the Softmax it puts into the first piece. So in a network with gates, all
-branches are computed first and have left the cache when the Softmax has their weights:
+XNNPACK has no int8 Softmax. LiteRT computes that itself, between two pieces that XNNPACK computes,
+and puts into the first piece all that does not need it. So in a network with gates all branches are
+computed first, and have left the cache when the Softmax has their weights:
 
-    without                             with control dependencies
-    branch 1, 2, 3, 4 | Softmax |       gate | Softmax | branch 1, multiplied, branch 2,
-      multiplied 1, 2, 3, 4               multiplied, ...
+    without      branch 1, branch 2, branch 3     Softmax     products 1, 2, 3 and their sum
+    with         what the Softmax needs           Softmax     branch 1, product 1, branch 2, ...
 """
 
 from __future__ import annotations

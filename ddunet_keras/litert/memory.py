@@ -118,19 +118,23 @@ def _slice_alias(model, graph, operator):
     whole, part = operator.inputs[0], operator.outputs[0]
     begin = constant(model, graph, operator.inputs[1])
     shape, part_shape = graph.tensors[whole].shape, graph.tensors[part].shape
+    is_sound = begin is not None and begin.shape == (len(shape),) == (len(part_shape),)
+    if not is_sound or math.prod(shape) == 0:
+        return []
     cut_axes = [axis for axis in range(len(shape)) if shape[axis] != part_shape[axis]]
     axis = max(cut_axes, default=0)
-    if begin is None or math.prod(shape[:axis]) != 1 or math.prod(part_shape[:axis]) != 1:
+    if math.prod(shape[:axis]) != 1 or math.prod(part_shape[:axis]) != 1:
         return []
     row_bytes = tensor_bytes(graph.tensors[whole]) // shape[axis]
     return [Alias(part, whole, int(begin[axis]) * row_bytes)]
 
 
 def _concatenation_aliases(graph, operator):
-    whole = operator.outputs[0]
+    whole, options = operator.outputs[0], operator.builtinOptions
     shape = graph.tensors[whole].shape
-    axis = operator.builtinOptions.axis % max(len(shape), 1)
-    if math.prod(shape[:axis]) != 1:
+    if not isinstance(options, schema.ConcatenationOptionsT) or not shape:
+        return []
+    if math.prod(shape[: options.axis % len(shape)]) != 1:
         return []
     found, offset = [], 0
     for part in operator.inputs:
@@ -264,12 +268,9 @@ def memory_profile(model: schema.ModelT) -> MemoryProfile:
     sizes, lives = tensor_sizes(model), lifetimes(model)
     live = np.zeros(len(operators) + 1, np.int64)  # entry 0 is the time before the first operator
     for group in placement_groups(model):
-        if len(group) == 1:
-            index = group[0][0]
-            first, last = lives[index]
-            live[first + 1 : last + 2] += sizes[index]
-            continue
-        for step in range(-1, len(operators)):
+        first = min(lives[index][0] for index, _ in group)
+        last = max(lives[index][1] for index, _ in group)
+        for step in range(first, last + 1):
             live[step + 1] += _covered_bytes(
                 (offset, offset + sizes[index])
                 for index, offset in group

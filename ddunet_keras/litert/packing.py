@@ -24,7 +24,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.litert.memory import single_subgraph
 from ddunet_keras.litert.model import (
-    TFLiteError,
     add_constant,
     add_operator,
     add_tensor,
@@ -71,8 +70,8 @@ class Packing:
         model: the `ModelT`; tensors, constants and operator kinds are added to it.
         graph: its only subgraph, whose own list of operators stays as it was.
         operators: the operators that replace the given ones, in order.
-        forms: of each feature map that was computed or read so far.
-        stacks: inputs of each concatenation that is left to the convolution that consumes it.
+        forms: those of each feature map that was computed or read so far.
+        stacks: inputs of each concatenation that convolutions can read below each other.
     """
 
     def __init__(self, model: schema.ModelT):
@@ -94,13 +93,6 @@ class Packing:
     def value(self, index: int) -> np.ndarray | None:
         """Value of a constant; None for a computed tensor."""
         return constant(self.model, self.graph, index)
-
-    def constant_value(self, index: int) -> np.ndarray:
-        """Value of a tensor that is known to be a constant."""
-        value = self.value(index)
-        if value is None:
-            raise TFLiteError(f"tensor {index} is no constant")
-        return value
 
     def is_feature_map(self, index: int) -> bool:
         """Whether a tensor is computed and has the shape (1, h, w, c)."""
@@ -195,13 +187,13 @@ class Packing:
         target = self.new_tensor(parts[0], shape)
         return self.emit("CONCATENATION", parts, target, schema.ConcatenationOptionsT(axis, 0))
 
-    def pad_rows(self, index: int, rows: tuple[int, int], columns: tuple[int, int]) -> int:
+    def pad_rows(self, index: int, rows: Sequence[int], columns: Sequence[int]) -> int:
         """PAD of a feature map, with each row as one column: XNNPACK then copies row by row.
 
-            row of w columns       row of w c values
-            | aa | bb |            | aabb |              | ...... |
-            | cc | dd |      =     | ccdd |      PAD     | ..aabb |
-                                                         | ..ccdd |
+            w columns of c channels      1 column of w c      PAD by a row above, a column left
+                                                              | ...... |
+            | aa | bb |                  | aabb |             | ..aabb |
+            | cc | dd |                  | ccdd |             | ..ccdd |
 
         Args:
             index: the feature map (1, h, w, c).

@@ -21,16 +21,16 @@ DEPTHWISE_POSITION_COST = 15
 DEPTHWISE_LANES_COST = 105
 """And for each 16 channels there."""
 COPY_COST = 0.7
-"""A byte that is copied together with its neighbours."""
+"""A byte that is copied together with its neighbours, as within rows."""
 COPIES_SIDE_BY_SIDE = 5
-"""Times that each byte is copied for a depthwise convolution by side-by-side copies: for the
-padding, for each of three copies, and about once for the gaps between them."""
+"""Copies of each byte that a depthwise convolution by side-by-side copies costs: one to pad, three
+that lie side by side, and as much again for the rest as one."""
 CHUNK_COST = 40.0
 """Each part of a concatenation of channels: XNNPACK copies the pixels one by one."""
 COLUMN_COUNTS = (2, 4, 8, 16)
 """Numbers of columns that are tried: more than 16 fill no further lane."""
 WORTHWHILE = 0.9
-"""Share of the old cost that the new one must not exceed: smaller gains are within the noise."""
+"""Share of the old cost that the new one must not exceed: the costs are too rough for less."""
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -10,7 +10,6 @@ Rows are given as (first, end), `end` not among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -33,19 +32,32 @@ the same fraction everywhere."""
 
 @dataclass(frozen=True)
 class RowDependency:
-    """Which rows of its inputs an operator reads.
+    """Which rows of its inputs an operator reads: `size` rows for each row of the output, from
+    `ratio * row - above` on.
 
     Attributes:
         inputs: tensors whose rows are meant; the others are read whole.
         ratio: rows of an input for each row of the output.
-        needed: (first, end) of the output -> (first, end) of the inputs, beyond the edges too.
+        above: rows between the output's row, on the input's scale, and the first that is read.
+        size: rows that are read.
         padding: rows that the operator adds (above, below): PAD alone.
     """
 
     inputs: list[int]
-    ratio: Fraction
-    needed: Callable[[int, int], tuple[int, int]]
+    ratio: Fraction = Fraction(1)
+    above: Fraction | int = 0
+    size: int = 1
     padding: tuple[int, int] = (0, 0)
+
+    def needed(self, first: Fraction | int, end: Fraction | int) -> tuple[int, int]:
+        """Rows of the inputs that these rows of the output need, beyond the edges too.
+
+        >>> RowDependency([0], above=1, size=3).needed(2, 4)
+        (1, 5)
+        """
+        low = math.floor(first * self.ratio - self.above)
+        high = math.floor((end - 1) * self.ratio - self.above) + self.size
+        return low, high
 
 
 def row_dependency(model: schema.ModelT, operator: schema.OperatorT) -> RowDependency | None:
@@ -95,49 +107,34 @@ def _same_rows(operator, shapes, computed):
         shape = shapes[index]
         if index not in with_rows and math.prod(shape[:-2]) != 1:
             return None
-    return RowDependency(with_rows, Fraction(1), lambda first, end: (first, end))
+    return RowDependency(with_rows)
 
 
 def _convolution_rows(operator, shapes):
     source, kernel = operator.inputs[:2]
     options = operator.builtinOptions
-    stride = options.strideH
     size = (shapes[kernel][1] - 1) * options.dilationHFactor + 1
     above = 0
     if options.padding == schema.Padding.SAME:
-        needed_rows = (shapes[operator.outputs[0]][1] - 1) * stride + size
+        needed_rows = (shapes[operator.outputs[0]][1] - 1) * options.strideH + size
         above = max(needed_rows - shapes[source][1], 0) // 2
-
-    def needed(first, end):
-        return first * stride - above, (end - 1) * stride - above + size
-
-    return RowDependency([source], Fraction(stride), needed)
+    return RowDependency([source], Fraction(options.strideH), above, size)
 
 
 def _padded_rows(operator, pads):
     if pads is None or pads.shape != (4, 2) or pads[[0, 3]].any():
         return None
-    above, below = (int(value) for value in pads[1])
-
-    def needed(first, end):
-        return first - above, end - above
-
-    return RowDependency([operator.inputs[0]], Fraction(1), needed, (above, below))
+    above, below = pads[1].tolist()
+    return RowDependency([operator.inputs[0]], above=above, padding=(above, below))
 
 
 def _resized_rows(operator, shapes):
+    """Two rows, between which a row of the output lies."""
     source, options = operator.inputs[0], operator.builtinOptions
     rows, output_rows = shapes[source][1], shapes[operator.outputs[0]][1]
     factor = output_rows // rows
     is_exact = factor in EXACT_RESIZE_FACTORS and factor * rows == output_rows
     if options.alignCorners or not is_exact:
         return None
-    shift = Fraction(1, 2) if options.halfPixelCenters else Fraction(0)
-
-    def row_below(row):
-        return math.floor((row + shift) / factor - shift)
-
-    def needed(first, end):
-        return row_below(first), row_below(end - 1) + 2
-
-    return RowDependency([source], Fraction(1, factor), needed)
+    center = Fraction(1, 2) if options.halfPixelCenters else Fraction(0)
+    return RowDependency([source], Fraction(1, factor), center - center / factor, size=2)

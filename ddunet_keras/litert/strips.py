@@ -27,16 +27,13 @@ memory of their own (`ddunet_keras.litert.memory.aliases`).
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.memory import ALIGNMENT
 from ddunet_keras.litert.model import (
     add_constant,
     add_operator,
@@ -44,7 +41,8 @@ from ddunet_keras.litert.model import (
     operator_name,
     tensor_bytes,
 )
-from ddunet_keras.litert.rows import RowDependency, row_dependency
+from ddunet_keras.litert.regions import Region, Strip, divide, find_region, row_bytes
+from ddunet_keras.litert.rows import row_dependency
 
 MAX_REGION = 64
 """Most operators of which a region is made."""
@@ -57,191 +55,10 @@ PERSISTENT_OF_A_PIECE = 120
 output."""
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Rows of one strip: it computes `low` to `high`, and gives `first` to `end` of them."""
-
-    first: int
-    end: int
-    low: int
-    high: int
-
-    @property
-    def has_halo(self) -> bool:
-        return (self.first, self.end) != (self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Region:
-    """Operators that can run in strips, and the tensors that enter and leave.
-
-    Feature maps of different heights take part. Strips are counted in rows of the highest one.
-
-    Attributes:
-        before: operators that run before the strips.
-        members: operators that run in strips.
-        after: operators that run after the strips.
-        inputs: tensors of which a strip gets rows.
-        outputs: tensors to which a strip gives rows.
-        held: bytes that live meanwhile and are neither cut nor produced.
-        read_later: tensors that are needed after the strips.
-        scales: rows of each tensor for each counted row.
-        padding: rows that PAD adds to a tensor above and below these.
-        dependencies: for each member, which rows it reads.
-        height: rows that are counted.
-        grain: strips begin at multiples of so many rows, at which every tensor can be cut.
-    """
-
-    before: list[int]
-    members: list[int]
-    after: list[int]
-    inputs: list[int]
-    outputs: list[int]
-    held: int
-    read_later: set[int]
-    scales: dict[int, Fraction]
-    padding: dict[int, tuple[int, int]]
-    dependencies: dict[int, RowDependency]
-    height: int
-    grain: int
-
-    def computed_rows(self, index: int, strip: Strip) -> int:
-        """Rows that a tensor has while a strip runs, with those that PAD adds."""
-        return int((strip.high - strip.low) * self.scales[index]) + sum(self.padding[index])
-
-    def given_rows(self, index: int, strip: Strip) -> int:
-        """Rows of an output that a strip gives."""
-        return int((strip.end - strip.first) * self.scales[index])
-
-
-# === Regions ===
-
-
-def _find_region(graph, start, stop, dependencies):
-    """The region of the operators `start` to `stop` that can run in strips.
-
-    None where it is cut in two by an operator that cannot, or where rows do not fit.
-    """
-    parts = _split(graph, start, stop, dependencies)
-    if parts is None:
-        return None
-    before, members, after = parts
-    operators = graph.operators
-    produced = [operators[n].outputs[0] for n in members]
-    read = {index for n in members for index in operators[n].inputs}
-    read_later = set(graph.outputs)
-    for number in [*after, *range(stop, len(operators))]:
-        read_later.update(operators[number].inputs)
-    inputs = [index for n in members for index in dependencies[n].inputs if index not in produced]
-    inputs = list(dict.fromkeys(inputs))
-    outputs = [index for index in produced if index in read_later or index not in read]
-
-    padding = dict.fromkeys(inputs, (0, 0))
-    padding |= {operators[n].outputs[0]: dependencies[n].padding for n in members}
-    if any(padding[index] != (0, 0) for index in outputs):
-        return None
-    heights = {index: graph.tensors[index].shape[1] - sum(padding[index]) for index in padding}
-    height = max(heights.values())
-    scales = {index: Fraction(rows, height) for index, rows in heights.items()}
-    for number in members:
-        own = dependencies[number].ratio * scales[operators[number].outputs[0]]
-        if any(scales[index] != own for index in dependencies[number].inputs):
-            return None
-
-    there = set(graph.inputs)
-    for number in [*range(start), *before]:
-        there.update(operators[number].outputs)
-    held = (there & (read_later | read)).difference(inputs)
-    return Region(
-        before=before,
-        members=members,
-        after=after,
-        inputs=inputs,
-        outputs=outputs,
-        held=sum(tensor_bytes(graph.tensors[index]) for index in held),
-        read_later=read_later,
-        scales=scales,
-        padding=padding,
-        dependencies={n: dependencies[n] for n in members},
-        height=height,
-        grain=_grain(graph, scales, inputs + outputs),
-    )
-
-
-def _split(graph, start, stop, dependencies):
-    """(before, members, after) of the operators `start` to `stop`.
-
-    An operator that looks at all rows comes before the strips where it needs none of their results,
-    else after them. None where a member would need what comes after.
-    """
-    before, members, after = [], [], []
-    in_strips, afterwards = set(), set()  # tensors
-    for number in range(start, stop):
-        operator = graph.operators[number]
-        if dependencies[number] is not None:
-            if afterwards.intersection(operator.inputs):
-                return None
-            members.append(number)
-            in_strips.update(operator.outputs)
-        elif (in_strips | afterwards).intersection(operator.inputs):
-            after.append(number)
-            afterwards.update(operator.outputs)
-        else:
-            before.append(number)
-    return before, members, after
-
-
-def _grain(graph, scales, cut):
-    """The least number of counted rows at which every tensor has a row, and those that are cut or
-    joined an offset at which the arena can place a part inside its whole."""
-    grain = math.lcm(*(scale.denominator for scale in scales.values()))
-    for index in cut:
-        rows = ALIGNMENT // math.gcd(ALIGNMENT, _row_bytes(graph, index))
-        grain = math.lcm(grain, (rows / scales[index]).numerator)
-    return grain
-
-
-def _row_bytes(graph, index):
-    return tensor_bytes(graph.tensors[index]) // graph.tensors[index].shape[1]
-
-
-def _divide(graph, region, count):
-    """The strips of a region; none where it is too low for so many."""
-    grains = region.height // region.grain
-    if count > grains:
-        return []
-    cuts = [number * grains // count * region.grain for number in range(count)]
-    found = []
-    for first, end in itertools.pairwise([*cuts, region.height]):
-        low, high = _needed_rows(graph, region, first, end)
-        low = math.floor(low / region.grain) * region.grain
-        high = min(math.ceil(high / region.grain) * region.grain, region.height)
-        found.append(Strip(first, end, low, high))
-    return found
-
-
-def _needed_rows(graph, region, first, end):
-    """Rows that must be computed so that rows `first` to `end` of all outputs are right."""
-    needed = {i: (first * region.scales[i], end * region.scales[i]) for i in region.outputs}
-    for number in reversed(region.members):
-        dependency = region.dependencies[number]
-        target = graph.operators[number].outputs[0]
-        low, high = dependency.needed(*needed[target])
-        for index in dependency.inputs:
-            inside = max(low, 0), min(high, graph.tensors[index].shape[1])
-            known = needed.get(index, inside)
-            needed[index] = min(inside[0], known[0]), max(inside[1], known[1])
-    # the output of a PAD counts its rows from the padding on; the input of that PAD says the same
-    without_padding = [index for index in needed if region.padding[index] == (0, 0)]
-    lowest = min(needed[index][0] / region.scales[index] for index in without_padding)
-    highest = max(needed[index][1] / region.scales[index] for index in without_padding)
-    return lowest, highest
-
-
 # === What strips cost ===
 
 
-def work(model: schema.ModelT, operator: schema.OperatorT) -> int:
+def _work(model, operator):
     """Multiplications of an operator, or four for each value that it writes or copies."""
     graph = model.subgraphs[0]
     count = math.prod(graph.tensors[operator.outputs[0]].shape)
@@ -255,31 +72,31 @@ def work(model: schema.ModelT, operator: schema.OperatorT) -> int:
 
 def _peak(graph, region, strips):
     """Most bytes alive while the strips run."""
-    row_bytes = {index: _row_bytes(graph, index) for index in region.scales}
+    sizes = {index: row_bytes(graph, index) for index in region.scales}
     highest = max(strips, key=lambda strip: strip.high - strip.low)
-    around = max(_bytes_around(region, row_bytes, strip) for strip in strips)
-    return region.held + around + _peak_within(graph, region, row_bytes, highest)
+    around = max(_bytes_around(region, sizes, strip) for strip in strips)
+    return region.held + around + _peak_within(graph, region, sizes, highest)
 
 
-def _bytes_around(region, row_bytes, strip):
+def _bytes_around(region, sizes, strip):
     """Bytes of the inputs that this strip or a later one reads, and of the outputs so far."""
     total = 0
     for index in region.inputs:
         already_read = 0 if index in region.read_later else strip.low
-        total += row_bytes[index] * int((region.height - already_read) * region.scales[index])
+        total += sizes[index] * int((region.height - already_read) * region.scales[index])
     for index in region.outputs:
-        total += row_bytes[index] * int(strip.first * region.scales[index])
+        total += sizes[index] * int(strip.first * region.scales[index])
     return total
 
 
-def _peak_within(graph, region, row_bytes, strip):
-    """Most bytes of what one strip computes itself."""
+def _peak_within(graph, region, sizes, strip):
+    """Most bytes of what one strip computes itself; `sizes` are bytes of a row."""
     last_consumer = {i: n for n in region.members for i in graph.operators[n].inputs}
 
     def computed_bytes(index):
         if index in region.outputs and not strip.has_halo:
             return 0  # it is the part of the output itself
-        return row_bytes[index] * region.computed_rows(index, strip)
+        return sizes[index] * region.computed_rows(index, strip)
 
     live = peak = 0
     for number in region.members:
@@ -287,10 +104,10 @@ def _peak_within(graph, region, row_bytes, strip):
         target = operator.outputs[0]
         live += computed_bytes(target)
         if target in region.outputs:
-            live += row_bytes[target] * region.given_rows(target, strip)
+            live += sizes[target] * region.given_rows(target, strip)
         peak = max(peak, live)
         for index in {target, *operator.inputs}:
-            is_own = index in row_bytes and index not in region.inputs
+            is_own = index in sizes and index not in region.inputs
             if is_own and last_consumer.get(index, number) == number:
                 live -= computed_bytes(index)
     return peak
@@ -303,7 +120,7 @@ class Candidate:
     Attributes:
         strips: rows of each strip.
         peak: bytes alive at the worst moment.
-        extra_work: added work, in the units of `work`.
+        extra_work: added work, in multiplications.
         persistent: bytes of TFLM's persistent allocations for the added operators.
         region: which operators and tensors take part.
     """
@@ -342,7 +159,7 @@ def candidates(
                 continue
             if not any(is_hot[start:stop]) or not any(dependencies[start:stop]):
                 continue
-            region = _find_region(graph, start, stop, dependencies)
+            region = find_region(graph, start, stop, dependencies)
             if region is None:
                 break  # whatever is longer has the same operator in its way
             found += _candidates_of_region(model, start, stop, region, persistent_bytes)
@@ -353,7 +170,7 @@ def _candidates_of_region(model, start, stop, region, persistent_bytes):
     """A region in rising numbers of strips, where more of them take less memory."""
     graph = model.subgraphs[0]
     operators = [graph.operators[number] for number in region.members]
-    region_work = sum(work(model, operator) for operator in operators)
+    region_work = sum(_work(model, operator) for operator in operators)
     persistent = sum(persistent_bytes(operator) for operator in operators)
     input_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.inputs)
     output_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.outputs)
@@ -362,7 +179,7 @@ def _candidates_of_region(model, start, stop, region, persistent_bytes):
     pieces = len(region.inputs) + len(region.outputs)
     found, least = [], math.inf
     for count in STRIP_COUNTS:
-        strips = _divide(graph, region, count)
+        strips = divide(graph, region, count)
         if not strips:
             break
         peak = _peak(graph, region, strips)
@@ -417,10 +234,12 @@ def select(
         return None
     chosen, position = [], len(live)
     while position > 0:
-        candidate = last[position]
-        position = position - 1 if candidate is None else candidate.start
-        if candidate is not None:
-            chosen.append(candidate)
+        ends_here = last[position]
+        if ends_here is None:
+            position -= 1
+        else:
+            chosen.append(ends_here)
+            position = ends_here.start
     return chosen[::-1]
 
 
