@@ -103,7 +103,8 @@ def edge_tpu_check(model: schema.ModelT) -> dict:
     Example:
 
     >>> from ddunet_keras.litert.model import read_tflite
-    >>> model = read_tflite(dd.presets.preset_file("ddunet_c8", "tflite"))  # for a CPU
+    >>> from ddunet_keras.presets import preset_file
+    >>> model = read_tflite(preset_file("ddunet_c8", "tflite"))  # for a CPU
     >>> edge_tpu_check(model)["result"]
     'FAIL'
     """

@@ -132,7 +132,8 @@ def inspect_model(
 
     Example:
 
-    >>> file = dd.presets.preset_file("ddunet_c8", "tflite")
+    >>> from ddunet_keras.presets import preset_file
+    >>> file = preset_file("ddunet_c8", "tflite")
     >>> report = inspect_model(file, latency=False, vela=False, tflm=False)
     >>> report.operators["CONV_2D"]
     40
@@ -209,7 +210,9 @@ def _memory(profile: MemoryProfile, listed: list[Node]) -> dict:
 
 
 def _layer(node: Node, profile: MemoryProfile | None) -> dict:
-    followed = profile is not None and node.subgraph == 0
+    live = None
+    if profile is not None and node.subgraph == 0:
+        live = profile.live[node.index]
     return {
         "subgraph": node.subgraph,
         "operator": node.index,
@@ -217,7 +220,7 @@ def _layer(node: Node, profile: MemoryProfile | None) -> dict:
         "name": node.name,
         "shape": node.output.shape if node.operator.outputs else [],
         "macs": macs(node),
-        "live_bytes": profile.live[node.index] if followed else None,
+        "live_bytes": live,
     }
 
 

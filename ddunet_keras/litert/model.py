@@ -22,6 +22,12 @@ class TFLiteError(ValueError):
     """A `.tflite` file cannot be used; the message says in one line which, why and what to do."""
 
 
+def require(condition: object, message: str) -> None:
+    """Raises a `TFLiteError` with `message` unless `condition` holds."""
+    if not condition:
+        raise TFLiteError(message)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -284,27 +290,20 @@ def _parse(data):
     return model
 
 
-def _require(condition, message):
-    if not condition:
-        raise TFLiteError(message)
-
-
 def _check_claims(root, file_bytes):
     """Refuses a file that would unpack to far more than it is: parts of it may share one place."""
     count = root.SubgraphsLength()
-    _require(
-        1 <= count <= MAX_SUBGRAPHS, f"it has {count} subgraphs, 1 to {MAX_SUBGRAPHS} are read"
-    )
+    require(1 <= count <= MAX_SUBGRAPHS, f"it has {count} subgraphs, 1 to {MAX_SUBGRAPHS} are read")
     graphs = [root.Subgraphs(number) for number in range(count)]
     parts = root.BuffersLength() + root.OperatorCodesLength() + root.MetadataLength()
     parts += sum(graph.TensorsLength() + graph.OperatorsLength() for graph in graphs)
     signatures = [root.SignatureDefs(i) for i in range(min(root.SignatureDefsLength(), MAX_PARTS))]
     parts += sum(1 + entry.InputsLength() + entry.OutputsLength() for entry in signatures)
-    _require(parts <= MAX_PARTS, f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
+    require(parts <= MAX_PARTS, f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
     claimed = 0
     for length in _claimed_lengths(root, graphs, signatures, file_bytes):
         claimed += length
-        _require(claimed <= MAX_CLAIMED, f"its names and lists take over {MAX_CLAIMED:,} bytes")
+        require(claimed <= MAX_CLAIMED, f"its names and lists take over {MAX_CLAIMED:,} bytes")
 
 
 def _claimed_lengths(root, graphs, signatures, file_bytes):
@@ -355,55 +354,55 @@ def _normalize(model):
 
 
 def _check(model):
-    _require(model.version == 3, f"schema version {model.version}, 3 was expected")
-    _require(model.operatorCodes and model.buffers, "it has no operators or no buffers")
+    require(model.version == 3, f"schema version {model.version}, 3 was expected")
+    require(model.operatorCodes and model.buffers, "it has no operators or no buffers")
     for buffer in model.buffers:
-        _require(buffer.offset <= 1 and buffer.size <= 1, "a constant lies outside the flatbuffer")
+        require(buffer.offset <= 1 and buffer.size <= 1, "a constant lies outside the flatbuffer")
     for code in model.operatorCodes:
         number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        _require(number in _OPERATORS, f"operator code {number} is unknown")
+        require(number in _OPERATORS, f"operator code {number} is unknown")
         custom = number == schema.BuiltinOperator.CUSTOM
-        _require(not custom or code.customCode, "a custom operator has no name")
+        require(not custom or code.customCode, "a custom operator has no name")
     for entry in model.metadata:
-        _require(entry.buffer < len(model.buffers), "metadata points at no buffer")
+        require(entry.buffer < len(model.buffers), "metadata points at no buffer")
     for number, graph in enumerate(model.subgraphs):
         where = f"subgraph {number}"
-        _require(graph.operators and graph.outputs, f"{where} computes nothing")
+        require(graph.operators and graph.outputs, f"{where} computes nothing")
         for index, tensor in enumerate(graph.tensors):
             _check_tensor(model, tensor, f"{where}, tensor {index}")
         _check_graph(model, graph, where)
     for signature in model.signatureDefs:
-        _require(signature.subgraphIndex < len(model.subgraphs), "a signature has no subgraph")
+        require(signature.subgraphIndex < len(model.subgraphs), "a signature has no subgraph")
         count = len(model.subgraphs[signature.subgraphIndex].tensors)
         for entry in (signature.inputs or []) + (signature.outputs or []):
-            _require(entry.name is not None, "a signature has an entry without a name")
-            _require(entry.tensorIndex < count, "a signature points at no tensor")
+            require(entry.name is not None, "a signature has an entry without a name")
+            require(entry.tensorIndex < count, "a signature points at no tensor")
 
 
 def _check_tensor(model, tensor, where):
-    _require(tensor.buffer < len(model.buffers), f"{where} points at no buffer")
+    require(tensor.buffer < len(model.buffers), f"{where} points at no buffer")
     shape = tensor.shape
-    _require(len(shape) <= MAX_RANK, f"{where} has {len(shape)} dimensions")
-    _require(all(side >= 0 for side in shape), f"{where} has shape {shape}")
+    require(len(shape) <= MAX_RANK, f"{where} has {len(shape)} dimensions")
+    require(all(side >= 0 for side in shape), f"{where} has shape {shape}")
     itemsize = DTYPES[tensor.type].itemsize if tensor.type in DTYPES else 16
     size = math.prod(shape) * itemsize
-    _require(size <= MAX_TENSOR_BYTES, f"{where} has shape {shape}")
+    require(size <= MAX_TENSOR_BYTES, f"{where} has shape {shape}")
     data = model.buffers[tensor.buffer].data
     if data is not None and len(data) and tensor.type in DTYPES and tensor.sparsity is None:
-        _require(
+        require(
             len(data) == size, f"{where} has {len(data)} bytes, its shape asks for {size} bytes"
         )
-    _require(not tensor.externalBuffer, f"{where} lies in another file")
+    require(not tensor.externalBuffer, f"{where} lies in another file")
     quantization = tensor.quantization
     if quantization is None or quantization.scale is None:
         return
     scales = np.asarray(quantization.scale)
     points = np.asarray([0] if quantization.zeroPoint is None else quantization.zeroPoint)
-    _require(np.isfinite(scales).all() and (scales >= 0).all(), f"{where} has a bad scale")
-    _require(len(points) in (1, len(scales)), f"{where} has scales without zero points")
+    require(np.isfinite(scales).all() and (scales >= 0).all(), f"{where} has a bad scale")
+    require(len(points) in (1, len(scales)), f"{where} has scales without zero points")
     if len(scales) > 1:
         axis = quantization.quantizedDimension
-        _require(
+        require(
             0 <= axis < len(shape) and len(scales) == shape[axis],
             f"{where} has {len(scales)} scales for its shape {shape}",
         )
@@ -413,56 +412,56 @@ def _check_graph(model, graph, where):
     """Every index in range, and every tensor written once and before it is read."""
     count = len(graph.tensors)
     for index in graph.inputs + graph.outputs:
-        _require(0 <= index < count, f"{where} has no tensor {index}")
-    _require(len(set(graph.inputs)) == len(graph.inputs), f"{where} has one input twice")
+        require(0 <= index < count, f"{where} has no tensor {index}")
+    require(len(set(graph.inputs)) == len(graph.inputs), f"{where} has one input twice")
     filled = {
         index
         for index, tensor in enumerate(graph.tensors)
         if tensor.isVariable or model.buffers[tensor.buffer].data is not None
     }
-    _require(not filled & set(graph.inputs), f"{where} has a constant input")
+    require(not filled & set(graph.inputs), f"{where} has a constant input")
     filled |= set(graph.inputs)
     written = {index for operator in graph.operators for index in operator.outputs}
     # constants without elements have no data
     readable = filled | {i for i, t in enumerate(graph.tensors) if 0 in t.shape} - written
     for number, operator in enumerate(graph.operators):
         at = f"{where}, operator {number}"
-        _require(operator.opcodeIndex < len(model.operatorCodes), f"{at} has no operator code")
+        require(operator.opcodeIndex < len(model.operatorCodes), f"{at} has no operator code")
         name = operator_name(model, operator)
         at = f"{at} ({name})"
         _check_operator(operator, name, at)
         for place, index in enumerate(operator.inputs):
             left_out = index == -1 and (place > 1 or (place == 1 and name not in COMPUTING))
             scratch = name not in _NUMBERS and 0 <= index < count  # as of Vela's "ethos-u"
-            _require(
+            require(
                 left_out or scratch or index in readable,
                 f"{at} reads tensor {index} before it is there",
             )
         for index in operator.outputs:
-            _require(0 <= index < count, f"{at} has no tensor {index}")
-            _require(index not in filled, f"{at} writes tensor {index}, which has a value")
+            require(0 <= index < count, f"{at} has no tensor {index}")
+            require(index not in filled, f"{at} writes tensor {index}, which has a value")
             filled.add(index)
             readable.add(index)
         if name in COMPUTING:
             for index in operator.inputs + operator.outputs:
-                _require(
+                require(
                     index < 0 or _has_scale(model, graph.tensors[index]),
                     f"{at}: tensor {index} has no scale",
                 )
-    _require(readable.issuperset(graph.outputs), f"{where} has an output that nothing computes")
+    require(readable.issuperset(graph.outputs), f"{where} has an output that nothing computes")
 
 
 def _check_operator(operator, name, at):
     """Inputs, outputs and options are there."""
-    _require(operator.outputs or operator.inputs, f"{at} has no tensors")
+    require(operator.outputs or operator.inputs, f"{at} has no tensors")
     least = _LEAST_INPUTS.get(name, 0)
-    _require(len(operator.inputs) >= least, f"{at} has under {least} inputs")
-    _require(operator.outputs or not least, f"{at} has no output")
-    _require(operator.builtinOptions or name not in _WITH_OPTIONS, f"{at} has no options")
-    _require(not operator.largeCustomOptionsSize, f"{at} has options outside the flatbuffer")
+    require(len(operator.inputs) >= least, f"{at} has under {least} inputs")
+    require(operator.outputs or not least, f"{at} has no output")
+    require(operator.builtinOptions or name not in _WITH_OPTIONS, f"{at} has no options")
+    require(not operator.largeCustomOptionsSize, f"{at} has options outside the flatbuffer")
     for field in ("strideW", "strideH", "dilationWFactor", "dilationHFactor"):
         value = getattr(operator.builtinOptions, field, 1)
-        _require(value > 0, f"{at} has {field} {value}")
+        require(value > 0, f"{at} has {field} {value}")
 
 
 def _has_scale(model, tensor):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.model import constant, operator_name, tensor_name
+from ddunet_keras.litert.model import TFLiteError, constant, operator_name, tensor_name
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,28 @@ class Node:
         index = self._index(number)
         return None if index < 0 else self.value_of(index)
 
+    def shape(self, number: int) -> list[int]:
+        """The shape of an input.
+
+        Raises:
+            TFLiteError: it is left out.
+        """
+        tensor = self.input(number)
+        if tensor is None:
+            raise TFLiteError(f"its input {number} is left out")
+        return tensor.shape
+
+    def fixed(self, number: int) -> np.ndarray:
+        """The value of an input that must be a constant.
+
+        Raises:
+            TFLiteError: it is none.
+        """
+        value = self.value(number)
+        if value is None:
+            raise TFLiteError(f"its input {number} is not constant")
+        return value
+
     def value_of(self, index: int) -> np.ndarray | None:
         """The value of a constant tensor of its graph, or None for any other."""
         return constant(self.model, self.graph, index)
@@ -86,8 +108,8 @@ def nodes(model: schema.ModelT) -> list[Node]:
     >>> from ddunet_keras.litert.model import read_tflite
     >>> from ddunet_keras.presets import preset_file
     >>> model = read_tflite(preset_file("ddunet_c8", "tflite"))
-    >>> nodes(model)[-1].kind
-    'LOGISTIC'
+    >>> nodes(model)[4].kind
+    'CONV_2D'
     """
     return [
         Node(model, graph, number, index, operator, operator_name(model, operator))

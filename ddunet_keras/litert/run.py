@@ -147,7 +147,8 @@ def run_litert(data: bytes, images: np.ndarray, *, reference: bool, threads: int
 
     Example:
 
-    >>> data = dd.presets.preset_file("ddunet_c8", "tflite").read_bytes()
+    >>> from ddunet_keras.presets import preset_file
+    >>> data = preset_file("ddunet_c8", "tflite").read_bytes()
     >>> run_litert(data, np.zeros((1, 256, 256, 3), np.uint8), reference=False).shape
     (1, 256, 256, 1)
     """

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ddunet_keras.litert import shapes
 from ddunet_keras.litert.model import (
     DTYPES,
     TFLiteError,
     dtype_name,
     read_tflite,
+    require,
     tensor_bytes,
     tensor_name,
 )
@@ -68,159 +70,6 @@ ETHOS_U_OPERATOR = "ethos-u"
 """What Vela puts in place of the operators that an Ethos-U runs: LiteRT has no kernel for it."""
 
 
-# === The shape of each operator's outputs ===
-
-
-def _same(node):
-    return [node.input(0).shape]
-
-
-def _broadcast(node):
-    return [list(np.broadcast_shapes(node.input(0).shape, node.input(1).shape))]
-
-
-def _require(condition, reason):
-    if not condition:
-        raise TFLiteError(reason)
-
-
-def _windows(node, kernel, sides):
-    """Sides of the output of a kernel that slides over a feature map."""
-    result = []
-    for axis, size, side in zip("HW", kernel, sides, strict=True):
-        reach = (size - 1) * node.option(f"dilation{axis}Factor", 1)
-        if node.option("padding") == schema.Padding.VALID:
-            side -= reach
-        _require(side > 0, f"its kernel of {size} is larger than what it slides over")
-        result.append(-(-side // node.option(f"stride{axis}")))
-    return result
-
-
-def _check_weights(node, filters, axis):
-    """Bias and scales are one for each filter, which are along `axis` of the weights."""
-    _require(node.input(2).shape == [filters], "its bias is not one for each filter")
-    quantization = node.input(1).quantization
-    if quantization is not None and quantization.scale is not None:
-        count = len(quantization.scale)
-        along = count == filters and quantization.quantizedDimension == axis
-        _require(count == 1 or along, "its scales are not one for each filter")
-        points = quantization.zeroPoint
-        _require(points is None or not np.any(points), "its weights have zero points")
-
-
-def _convolution(node):
-    batch, height, width, channels = node.input(0).shape
-    filters, *kernel, depth = node.input(1).shape
-    _require(depth == channels, f"its weights are for {depth} channels, it reads {channels}")
-    _check_weights(node, filters, axis=0)
-    return [[batch, *_windows(node, kernel, (height, width)), filters]]
-
-
-def _depthwise(node):
-    batch, height, width, channels = node.input(0).shape
-    one, *kernel, filters = node.input(1).shape
-    multiplier = node.option("depthMultiplier")
-    _require(
-        one == 1 and filters == channels * multiplier,
-        f"its weights are for {filters} filters, it reads {channels} channels",
-    )
-    _check_weights(node, filters, axis=3)
-    return [[batch, *_windows(node, kernel, (height, width)), filters]]
-
-
-def _pool(node):
-    batch, height, width, channels = node.input(0).shape
-    kernel = node.option("filterHeight"), node.option("filterWidth")
-    inside = 0 < kernel[0] <= height and 0 < kernel[1] <= width
-    _require(inside, f"its window of {kernel} does not fit into {height, width}")
-    return [[batch, *_windows(node, kernel, (height, width)), channels]]
-
-
-def _matmul(node):
-    left, right = (node.input(number).shape for number in (0, 1))
-    rows, inner = left[:-3:-1] if node.option("adjX") else left[-2:]
-    depth, columns = right[:-3:-1] if node.option("adjY") else right[-2:]
-    _require(inner == depth, f"it multiplies {left} by {right}")
-    return [[*np.broadcast_shapes(left[:-2], right[:-2]), rows, columns]]
-
-
-def _axis(node, value, rank):
-    """An axis, counted from the front."""
-    axis = int(np.ravel(value)[0])
-    _require(np.size(value) == 1 and -rank <= axis < rank, f"its axis is {np.ravel(value)[:4]}")
-    return axis % rank
-
-
-def _concatenation(node):
-    shapes = [node.input(number).shape for number in range(len(node.operator.inputs))]
-    axis = _axis(node, node.option("axis"), len(shapes[0]))
-    rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-    _require(len(rest) == 1 and len({len(shape) for shape in shapes}) == 1, "its parts do not fit")
-    return [[*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :]]]
-
-
-def _split(node):
-    shape, parts = node.input(1).shape, len(node.operator.outputs)
-    axis = _axis(node, node.value(0), len(shape))
-    _require(node.option("numSplits") == parts, f"it has {parts} outputs")
-    _require(shape[axis] % parts == 0, f"it splits {shape[axis]} into {parts}")
-    return [[*shape[:axis], shape[axis] // parts, *shape[axis + 1 :]]] * parts
-
-
-def _reshape(node):
-    wanted = node.value(1)
-    _require(wanted.ndim == 1, "its shape is no list")
-    size, wanted = math.prod(node.input(0).shape), wanted.tolist()
-    if wanted.count(-1) == 1:
-        wanted[wanted.index(-1)] = size // max(1, -math.prod(wanted))
-    _require(min(wanted) > 0 and math.prod(wanted) == size, f"it asks for shape {wanted}")
-    return [wanted]
-
-
-def _slice(node):
-    shape, (begin, size) = node.input(0).shape, (node.value(number).tolist() for number in (1, 2))
-    size = [
-        side - start if length == -1 else length
-        for side, start, length in zip(shape, begin, size, strict=True)
-    ]
-    inside = all(
-        start >= 0 and length > 0 and start + length <= side
-        for side, start, length in zip(shape, begin, size, strict=True)
-    )
-    _require(inside, f"it cuts {size} at {begin} out of {shape}")
-    return [size]
-
-
-def _pad(node):
-    shape, paddings = node.input(0).shape, node.value(1)
-    _require(paddings.shape == (len(shape), 2) and paddings.min() >= 0, "its paddings do not fit")
-    return [[side + int(sum(pads)) for side, pads in zip(shape, paddings.tolist(), strict=True)]]
-
-
-def _mean(node):
-    shape, rank = node.input(0).shape, len(node.input(0).shape)
-    axes = {_axis(node, axis, rank) for axis in np.ravel(node.value(1))}
-    _require(len(axes) == np.size(node.value(1)), "it has an axis twice")
-    if node.option("keepDims"):
-        return [[1 if axis in axes else side for axis, side in enumerate(shape)]]
-    return [[side for axis, side in enumerate(shape) if axis not in axes]]
-
-
-def _resize(node):
-    batch, _, _, channels = node.input(0).shape
-    height, width = node.value(1).tolist()
-    both = node.option("alignCorners") and node.option("halfPixelCenters")
-    _require(not both, "it has aligned corners and half pixels")
-    return [[batch, height, width, channels]]
-
-
-def _arg_max(node):
-    shape = node.input(0).shape
-    axis = _axis(node, node.value(1), len(shape))
-    _require(axis == len(shape) - 1, "it does not compare the channels")
-    return [shape[:-1]]
-
-
 # === The table ===
 
 
@@ -231,7 +80,6 @@ class Rule:
     Attributes:
         types: its signatures, inputs and outputs; "int8.." is one or more of int8.
         shapes: gives the shapes of the outputs, and says what does not fit.
-        constants: numbers of the inputs that must be constants.
         weights: numbers of the inputs that must be constants, or float16 constants made float32.
         rank: number of dimensions of the data, None where any does.
         options: the schema's name of its options, None where nothing is read from them.
@@ -241,7 +89,6 @@ class Rule:
 
     types: tuple[str, ...]
     shapes: Callable[[Node], list[list[int]]]
-    constants: tuple[int, ...] = ()
     weights: tuple[int, ...] = ()
     rank: int | None = None
     options: str | None = None
@@ -269,20 +116,22 @@ _QUANTIZATIONS = (
 _CONVOLUTIONS = ("int8 int8 int32 -> int8", "float32 float32 float32 -> float32")
 
 RULES = {
-    "ADD": Rule(_BINARY, _broadcast, options="AddOptions"),
-    "ARG_MAX": Rule(_each("T int32 -> int32", *_NUMBERS), _arg_max, constants=(1,)),
-    "AVERAGE_POOL_2D": Rule(_UNARY, _pool, rank=4, options="Pool2DOptions", scales="same"),
-    "BATCH_MATMUL": Rule(_BINARY, _matmul, rank=4, options="BatchMatMulOptions", scales="product"),
-    "CAST": Rule(_CASTS, _same),
+    "ADD": Rule(_BINARY, shapes.broadcast, options="AddOptions"),
+    "ARG_MAX": Rule(_each("T int32 -> int32", *_NUMBERS), shapes.arg_max),
+    "AVERAGE_POOL_2D": Rule(_UNARY, shapes.pool, rank=4, options="Pool2DOptions", scales="same"),
+    "BATCH_MATMUL": Rule(
+        _BINARY, shapes.matmul, rank=4, options="BatchMatMulOptions", scales="product"
+    ),
+    "CAST": Rule(_CASTS, shapes.same),
     "CONCATENATION": Rule(
         _each("T.. -> T", *_NUMBERS),
-        _concatenation,
+        shapes.concatenation,
         options="ConcatenationOptions",
         scales="same",
     ),
     "CONV_2D": Rule(
         _CONVOLUTIONS,
-        _convolution,
+        shapes.convolution,
         weights=(1, 2),
         rank=4,
         options="Conv2DOptions",
@@ -290,36 +139,34 @@ RULES = {
     ),
     "DEPTHWISE_CONV_2D": Rule(
         _CONVOLUTIONS,
-        _depthwise,
+        shapes.depthwise,
         weights=(1, 2),
         rank=4,
         options="DepthwiseConv2DOptions",
         scales="product",
     ),
-    "DEQUANTIZE": Rule(_each("T -> float32", "int8", "uint8", "float16"), _same),
-    "GREATER_EQUAL": Rule(_each("T T -> bool", *_NUMBERS), _broadcast),
-    "LOGISTIC": Rule(_UNARY, _same),
-    "MEAN": Rule(_WITH_LIST, _mean, constants=(1,), options="ReducerOptions"),
-    "MUL": Rule(_BINARY, _broadcast, options="MulOptions", scales="product"),
-    "PAD": Rule(_WITH_LIST, _pad, constants=(1,), rank=4, scales="same"),
-    "QUANTIZE": Rule(_QUANTIZATIONS, _same),
-    "RELU": Rule(_UNARY, _same),
-    "RELU6": Rule(_UNARY, _same),
-    "RESHAPE": Rule(_each("T int32 -> T", *_ANY), _reshape, constants=(1,), scales="same"),
+    "DEQUANTIZE": Rule(_each("T -> float32", "int8", "uint8", "float16"), shapes.same),
+    "GREATER_EQUAL": Rule(_each("T T -> bool", *_NUMBERS), shapes.broadcast),
+    "LOGISTIC": Rule(_UNARY, shapes.same),
+    "MEAN": Rule(_WITH_LIST, shapes.mean, options="ReducerOptions"),
+    "MUL": Rule(_BINARY, shapes.broadcast, options="MulOptions", scales="product"),
+    "PAD": Rule(_WITH_LIST, shapes.pad, rank=4, scales="same"),
+    "QUANTIZE": Rule(_QUANTIZATIONS, shapes.same),
+    "RELU": Rule(_UNARY, shapes.same),
+    "RELU6": Rule(_UNARY, shapes.same),
+    "RESHAPE": Rule(_each("T int32 -> T", *_ANY), shapes.reshape, scales="same"),
     "RESIZE_BILINEAR": Rule(
         _WITH_LIST,
-        _resize,
-        constants=(1,),
+        shapes.resize,
         rank=4,
         options="ResizeBilinearOptions",
         scales="same",
     ),
-    "SLICE": Rule(_each("T int32 int32 -> T", *_NUMBERS), _slice, constants=(1, 2), scales="same"),
-    "SOFTMAX": Rule(_UNARY, _same, options="SoftmaxOptions"),
+    "SLICE": Rule(_each("T int32 int32 -> T", *_NUMBERS), shapes.cut, scales="same"),
+    "SOFTMAX": Rule(_UNARY, shapes.same, options="SoftmaxOptions"),
     "SPLIT": Rule(
         _each("int32 T -> T..", *_NUMBERS),
-        _split,
-        constants=(0,),
+        shapes.split,
         options="SplitOptions",
         scales="same",
     ),
@@ -345,12 +192,13 @@ def check_sound(model: schema.ModelT) -> None:
 
     Example:
 
-    >>> check_sound(read_tflite(dd.presets.preset_file("ddunet_c8", "tflite")))
+    >>> from ddunet_keras.presets import preset_file
+    >>> check_sound(read_tflite(preset_file("ddunet_c8", "tflite")))
     """
-    _require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
+    require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
     (graph,) = model.subgraphs
     count = len(graph.operators)
-    _require(count <= MAX_OPERATORS, f"it has {count:,} operators, at most {MAX_OPERATORS:,} run")
+    require(count <= MAX_OPERATORS, f"it has {count:,} operators, at most {MAX_OPERATORS:,} run")
     listed = nodes(model)
     halves = _float16_constants(listed)
     for index in {index for node in listed for index, _ in node.tensors()} | set(graph.inputs):
@@ -365,7 +213,7 @@ def check_sound(model: schema.ModelT) -> None:
                 f"operator {node.index} ({node.kind}): its inputs are not those of its kind"
             ) from None
     work = sum(macs(node) or 0 for node in listed)
-    _require(work <= MAX_MACS, f"it has {work:,} multiply-accumulates, at most {MAX_MACS:,} run")
+    require(work <= MAX_MACS, f"it has {work:,} multiply-accumulates, at most {MAX_MACS:,} run")
     _check_memory(graph)
 
 
@@ -383,27 +231,27 @@ def _check_tensor(tensor, index):
     """Its shape is fixed, and its scale is a plain number."""
     where = f"tensor {index}"
     sides = [*tensor.shape, *([] if tensor.shapeSignature is None else tensor.shapeSignature)]
-    _require(
+    require(
         len(tensor.shape) <= MAX_RANK and min(sides, default=1) > 0,
         f"{where}: its shape {tensor.shape} is not fixed, or of more than {MAX_RANK} dimensions",
     )
-    _require(tensor.sparsity is None and not tensor.isVariable, f"{where} is sparse or a variable")
-    _require(tensor.type in DTYPES, f"{where} is of {dtype_name(tensor)}")
+    require(tensor.sparsity is None and not tensor.isVariable, f"{where} is sparse or a variable")
+    require(tensor.type in DTYPES, f"{where} is of {dtype_name(tensor)}")
     quantization = tensor.quantization
     if quantization is None or quantization.scale is None:
         return
-    _require(not quantization.detailsType, f"{where} has a quantization of its own")
+    require(not quantization.detailsType, f"{where} has a quantization of its own")
     dtype = DTYPES[tensor.type]
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         points = np.asarray([] if quantization.zeroPoint is None else quantization.zeroPoint)
         inside = np.all((points >= limits.min) & (points <= limits.max))
-        _require(inside and len(quantization.scale), f"{where} has a zero point out of its range")
+        require(inside and len(quantization.scale), f"{where} has a zero point out of its range")
 
 
 def _signature(node):
     inputs = [node.input(number) for number in range(len(node.operator.inputs))]
-    _require(None not in inputs, "an input is left out")
+    require(None not in inputs, "an input is left out")
     return [dtype_name(tensor) for tensor in inputs], [dtype_name(t) for t in node.outputs]
 
 
@@ -418,33 +266,31 @@ def _fits(pattern, types):
 def _check_node(node, halves):
     if node.kind == EDGE_TPU_OPERATOR:
         return
-    _require(
+    require(
         node.kind != ETHOS_U_OPERATOR,
         "the file is compiled for Arm's Ethos-U, and runs on a device that has one",
     )
-    _require(node.kind in RULES, "no operator of a segmenter of images")
+    require(node.kind in RULES, "no operator of a segmenter of images")
     rule = RULES[node.kind]
     inputs, outputs = _signature(node)
     said = f"{' '.join(inputs)} -> {' '.join(outputs)}"
     patterns = [pattern.split(" -> ") for pattern in rule.types]
-    _require(
+    require(
         any(_fits(before, inputs) and _fits(after, outputs) for before, after in patterns),
         f"it is {said[:80]}; known are {', '.join(rule.types)}",
     )
     options = node.operator.builtinOptions
     named = None if options is None else type(options).__name__.removesuffix("T")
-    _require(rule.options in (None, named), f"its options are {named}, not {rule.options}")
+    require(rule.options in (None, named), f"its options are {named}, not {rule.options}")
     activation = node.option("fusedActivationFunction")
-    _require(0 <= activation <= MAX_ACTIVATION, f"its activation function is number {activation}")
+    require(0 <= activation <= MAX_ACTIVATION, f"its activation function is number {activation}")
     data = node.input(1 if node.kind == "SPLIT" else 0)
-    _require(rule.rank in (None, len(data.shape)), f"its input has shape {data.shape}")
-    for number in rule.constants:
-        _require(node.value(number) is not None, f"its input {number} is not constant")
+    require(rule.rank in (None, len(data.shape)), f"its input has shape {data.shape}")
     for number in rule.weights:
         fixed = node.operator.inputs[number] in halves or node.value(number) is not None
-        _require(fixed, f"its input {number} is not constant")
+        require(fixed, f"its input {number} is not constant")
     expected, received = rule.shapes(node), [tensor.shape for tensor in node.outputs]
-    _require(expected == received, f"its output has shape {received[:2]}, not {expected[:2]}")
+    require(expected == received, f"its output has shape {received[:2]}, not {expected[:2]}")
     _check_scales(node, rule)
     if node.kind.endswith("CONV_2D"):
         _check_workspace(node)
@@ -459,25 +305,25 @@ def _check_scales(node, rule):
             continue
         quantization = tensor.quantization
         if quantization is None or quantization.scale is None:
-            _require(node.kind in MAY_LACK_SCALES, f"tensor {index} has no scale")
+            require(node.kind in MAY_LACK_SCALES, f"tensor {index} has no scale")
             continue
-        _require(len(quantization.scale) == 1, f"tensor {index} has not one scale")
+        require(len(quantization.scale) == 1, f"tensor {index} has not one scale")
         scales[index] = float(quantization.scale[0])
         inside = SCALES[0] <= scales[index] <= SCALES[1]
-        _require(inside, f"tensor {index} has scale {scales[index]:.3g}")
+        require(inside, f"tensor {index} has scale {scales[index]:.3g}")
     own = scales.get(node.operator.outputs[0])
     if own is None:
         return
     ratio = max(scales.values()) / own
-    _require(ratio <= MAX_SCALE_RATIO, f"its output's scale is {ratio:.3g} times too small")
+    require(ratio <= MAX_SCALE_RATIO, f"its output's scale is {ratio:.3g} times too small")
     if rule.scales == "same":
         kept = all(abs(scale / own - 1) < SCALE_TOLERANCE for scale in scales.values())
-        _require(kept, "its inputs and outputs have different scales")
+        require(kept, "its inputs and outputs have different scales")
     if rule.scales == "product":
         second = np.asarray(node.input(1).quantization.scale, float)
         ratios = scales[node.operator.inputs[0]] * second / own
         inside = PRODUCT_RATIOS[0] <= ratios.min() and ratios.max() < PRODUCT_RATIOS[1]
-        _require(inside, f"its scales' product is {ratios.min():.3g} to {ratios.max():.3g}")
+        require(inside, f"its scales' product is {ratios.min():.3g} to {ratios.max():.3g}")
 
 
 def _check_workspace(node):
@@ -486,7 +332,7 @@ def _check_workspace(node):
     _, *kernel, channels = node.input(1).shape
     each = max(8, channels * DTYPES[node.input(1).type].itemsize)
     needs = height * width * math.prod(kernel) * each
-    _require(needs <= MAX_LIVE_BYTES, f"it would need {needs / 2**20:,.0f} MiB to work in")
+    require(needs <= MAX_LIVE_BYTES, f"it would need {needs / 2**20:,.0f} MiB to work in")
 
 
 def _check_memory(graph):
@@ -496,7 +342,7 @@ def _check_memory(graph):
     alive = {index: tensor_bytes(graph.tensors[index]) for index in graph.inputs}
     for number, operator in enumerate(graph.operators):
         alive |= {index: tensor_bytes(graph.tensors[index]) for index in operator.outputs}
-        _require(
+        require(
             sum(alive.values()) <= MAX_LIVE_BYTES,
             f"its feature maps take over {MAX_LIVE_BYTES // 2**20:,} MiB at operator {number}",
         )
@@ -519,10 +365,11 @@ def check_int8(source, io: str = "int8") -> None:
 
     Example:
 
-    >>> check_int8(dd.presets.preset_file("ddunet_c8", "tflite"))
+    >>> from ddunet_keras.presets import preset_file
+    >>> check_int8(preset_file("ddunet_c8", "tflite"))
     """
     model = source if isinstance(source, schema.ModelT) else read_tflite(source)
-    _require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
+    require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
     (graph,) = model.subgraphs
     inside = {"int8", "int32", "bool"} | ({"uint8"} if io == "uint8" else set())
     for index, tensor in enumerate(graph.tensors):
