@@ -191,6 +191,8 @@ def _open(path):
             return picture
     except DataError:
         raise
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
     except Exception as error:  # Pillow's decoders raise many types on corrupt input
         reason = first_line(error).replace(repr(str(path)), "").strip() or type(error).__name__
         raise DataError(f"{path}: not a readable image ({reason})") from None
@@ -311,7 +313,7 @@ def remove_partial_files(folder: StrPath) -> None:
     those of other machines (a shared folder, a container) and of this process among them.
 
     Args:
-        folder: not searched in depth; it may be missing.
+        folder: not searched in depth; it may be missing or unreadable.
 
     Example:
 
@@ -322,9 +324,14 @@ def remove_partial_files(folder: StrPath) -> None:
     >>> list(tmp.iterdir())
     []
     """
-    for path in Path(folder).glob(f"{PARTIAL_PREFIX}*"):
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        path = Path(folder, name)
         with contextlib.suppress(OSError):  # another process may have removed it
-            if _is_abandoned(path):
+            if name.startswith(PARTIAL_PREFIX) and _is_abandoned(path):
                 path.unlink()
 
 
@@ -356,17 +363,27 @@ def silence(*descriptors: int) -> Iterator[None]:
                 stream.flush()
 
     flush()
-    copies = [os.dup(descriptor) for descriptor in descriptors]
+    # a service may have been started without them; asked first, as a copy may take a free number
+    open_ones = [descriptor for descriptor in descriptors if _is_open(descriptor)]
+    copies = {descriptor: os.dup(descriptor) for descriptor in open_ones}
     try:
         with open(os.devnull, "w") as nowhere:
-            for descriptor in descriptors:
+            for descriptor in copies:
                 os.dup2(nowhere.fileno(), descriptor)
         yield
     finally:
         flush()
-        for descriptor, copy in zip(descriptors, copies, strict=True):
+        for descriptor, copy in copies.items():
             os.dup2(copy, descriptor)
             os.close(copy)
+
+
+def _is_open(descriptor):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def write_image(path: StrPath, array: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from ddunet_keras.files import (
     write_image,
     write_json,
 )
-from ddunet_keras.sky import Segmentation
+from ddunet_keras.sky import Segmentation, check_horizon
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the files in a folder that are taken for photos."""
@@ -126,7 +126,7 @@ def predict_files(
 
     Raises:
         DataError: `out` is a folder that photos come from (results must not become inputs), or it
-            cannot be written to.
+            cannot be written to, or the horizon's mask cannot be read.
 
     Example:
 
@@ -139,6 +139,7 @@ def predict_files(
     out = Path(out)
     if os.path.realpath(out) in {os.path.dirname(os.path.realpath(p)) for p in photos.values()}:
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
+    check_horizon(horizon)
     remove_partial_files(out)
     settings = {"threshold": threshold, "horizon": horizon}
     records = []

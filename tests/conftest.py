@@ -1,5 +1,6 @@
 """The data sets of ../shared, for tests that need them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,29 @@ def pytest_collection_modifyitems(items):
 def shared():
     """The folder of data sets; for tests marked `shared`."""
     return SHARED
+
+
+NO_REGULAR_FILES = ("missing", "folder", "dangling", "loop", "fifo", "device")
+
+
+@pytest.fixture(params=NO_REGULAR_FILES)
+def put_no_file(request):
+    """Puts what is no regular file at a path: a folder, a pipe, a link to nothing..."""
+
+    def put(path):
+        kind = request.param
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "dangling":
+            path.symlink_to("nowhere")
+        elif kind == "loop":
+            path.symlink_to(path.name)
+        elif kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        return kind
+
+    return put

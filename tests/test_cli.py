@@ -1,3 +1,5 @@
+import ast
+import importlib
 import json
 import os
 import re
@@ -80,6 +82,17 @@ print("loaded:", *sorted(set(sys.modules) & set({HEAVY!r})))
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+def test_editors_see_every_public_name():
+    """What type checkers import is what is imported at first use, from the same modules."""
+    tree = ast.parse(Path(ddunet_keras.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {name.name: line.module for line in block.body for name in line.names}
+    assert {*seen, "__version__"} == set(ddunet_keras.__all__)
+    for name, module in seen.items():
+        assert getattr(importlib.import_module(module), name) is getattr(ddunet_keras, name)
+    assert (Path(ddunet_keras.__file__).parent / "py.typed").exists()
 
 
 def test_every_public_name_is_there():
@@ -228,6 +241,38 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert (process.returncode, err) == (130, "ddunet: error: interrupted\n")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_process_that_is_told_to_end_writes_what_it_has(tmp_path, name):
+    write_synthetic(tmp_path / "skies", 1, (32, 48))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2000):
+        os.link(tmp_path / "skies" / "images" / "0000.jpg", photos / f"{number}.jpg")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ddunet_keras", "predict", str(photos), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        process.stdout.readline()
+        process.send_signal(getattr(signal, name))
+        printed, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + getattr(signal, name)
+    assert err == f"ddunet: error: terminated by {name}\n"
+    records = json.loads((out / "predictions.json").read_text())
+    assert 1 <= len(records) < 2000 and len(records) - len(printed.splitlines()) in (0, 1, 2)
+    assert not list(out.glob(".partial-*"))
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    code = "import signal; from ddunet_keras.cli.console import terminated_as_exception\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += "with terminated_as_exception(): signal.raise_signal(signal.SIGHUP)\n"
+    code += "assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
+    code += "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL"
+    assert python(code).returncode == 0
+
+
 def test_a_reader_that_leaves_is_no_error():
     code = "import sys; from ddunet_keras import cli\n"
     code += "cli.data.run_check = lambda arguments: print('x' * 10**6, flush=True)\n"
@@ -313,6 +358,23 @@ def test_predict_prints_json_and_heeds_the_horizon(capsys, tmp_path, model_file,
     assert valid[16, 24] and not valid[0, 0]
     assert records[0]["cloud_cover"]["valid_fraction"] == pytest.approx(valid.mean())
     assert records[0]["threshold"] == 0.4 and not list(tmp_path.glob("*overlay*"))
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31m", "ü".encode()])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_of_any_kind_are_printed_in_one_line(tmp_path, skies, name, encoding):
+    (tmp_path / "in").mkdir()
+    for source, suffix in ((skies / "images" / "0000.jpg", b"1.jpg"), (os.devnull, b"2.jpg")):
+        shutil.copy(source, os.fsencode(tmp_path / "in") + b"/" + name + suffix)
+    command = [sys.executable, "-m", "ddunet_keras", "predict", tmp_path / "in"]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "out"], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 2
+    found, wrote = done.stdout.splitlines()
+    assert "okta" in found and found.isprintable() and wrote.startswith("wrote")
+    assert_one_line_error((2, "", done.stderr), "the file is empty")
 
 
 def test_predict_goes_on_after_a_broken_photo(capsys, tmp_path, model_file, skies):

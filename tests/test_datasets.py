@@ -206,6 +206,35 @@ def test_lists_that_are_no_text(tmp_path):
     refuse(tmp_path, "train.txt", "UTF-8")
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_lists_that_are_no_file(tmp_path, put_no_file, part):
+    make(tmp_path, "swinyseg")
+    kind = put_no_file(tmp_path / f"{part}.txt")
+    if kind == "missing":
+        assert open_dataset(tmp_path).lists == {}
+    else:
+        refuse(tmp_path, f"{part}.txt")
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_images_and_masks_that_are_no_file(folder, put_no_file, part):
+    kind = put_no_file(folder / part / "b.png")
+    alone = {"images": "masks without an image", "masks": "images without a mask"}[part]
+    refuse(folder, alone if kind in ("missing", "folder") else folder / part / "b.png")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\udcff", "\x1b[31m", "$x$", "日本", "y" * 240])
+def test_names_of_any_kind(folder, name):
+    save(folder / f"images/{name}.png", photo())
+    save(folder / f"masks/{name}.png", halves(0, 255))
+    dataset = open_dataset(folder)
+    dataset.verify()
+    assert dataset.find(name).name == name
+    (folder / f"masks/{name}.png").write_bytes(b"no picture")
+    message = refuse(folder, "masks", "not a readable image")
+    assert message.isprintable()
+
+
 def test_a_mixture_finds_each_sample_in_its_own_data_set(tmp_path):
     make(tmp_path / "a", "swinyseg")
     make(tmp_path / "b", "wsiseg")
@@ -542,6 +571,29 @@ def test_huge_metadata_is_refused(folder):
     with open(folder / "metadata.csv", "wb") as file:
         file.truncate(2**40)  # sparse: takes no room on the disk
     refuse(folder, "metadata.csv", "at most")
+
+
+def test_metadata_that_is_no_file_is_named(folder, put_no_file):
+    kind = put_no_file(folder / "metadata.csv")
+    if kind == "missing":
+        assert open_dataset(folder).find("a").date is None
+    else:
+        refuse(folder, "metadata.csv")
+
+
+def test_metadata_with_old_line_ends_and_line_breaks_in_cells(folder):
+    dataset = open_dataset(metadata(folder, 'Name,Date\ra,20200102\r"x\ny",20200103\r'))
+    assert dataset.find("a").date == "20200102"
+    refuse(metadata(folder, 'Name,Date\n"x\ny",20200102\na,2020'), "line 4: date '2020'")
+
+
+def test_metadata_of_a_name_with_control_characters(folder):
+    rows = 'Name,Date\n"\x1b[31m\n",20200102\n"\x1b[31m\n",20200103\n'
+    refuse(metadata(folder, rows), r"gives \x1b[31m a second date")
+
+
+def test_digits_that_only_python_takes_for_digits_are_no_date(folder):
+    refuse(metadata(folder, "Name,Date\na,2020010\N{FULLWIDTH DIGIT TWO}"), "expected YYYYMMDD")
 
 
 def augmentations(count=40, size=(30, 50)):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,11 +18,18 @@ from PIL import Image
 from ddunet_keras import files
 from ddunet_keras.files import (
     DataError,
+    WriteError,
     atomic_path,
+    list_folder,
+    printable,
     read_gray,
     read_image,
+    read_json,
+    read_text,
+    remove_partial_files,
     write_image,
     write_json,
+    write_text,
 )
 
 
@@ -214,3 +227,149 @@ def test_write_image_refuses_what_is_no_picture(tmp_path):
     with pytest.raises((TypeError, ValueError)):
         write_image(tmp_path / "a.png", np.zeros((2, 2, 7), np.float64))
     assert not list(tmp_path.iterdir())
+
+
+# only regular files are read ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [read_image, read_gray, read_text, read_json])
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path, put_no_file, read):
+    put_no_file(tmp_path / "a.png")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.png")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.png'}: ")
+
+
+def test_files_over_the_limit_are_not_read(tmp_path):
+    with open(tmp_path / "a", "wb") as file:
+        file.truncate(2**40)  # sparse: takes no room on the disk
+    for read in (read_image, read_text, read_json):
+        with pytest.raises(DataError, match="at most"):
+            read(tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"x" * 10)
+    assert read_text(tmp_path / "b", limit=10) == "x" * 10
+    with pytest.raises(DataError, match="at most 9 are read"):
+        read_text(tmp_path / "b", limit=9)
+
+
+def test_text_may_start_with_a_byte_order_mark_and_must_be_utf_8(tmp_path):
+    (tmp_path / "a").write_bytes("\ufeffü\r\n".encode())
+    assert read_text(tmp_path / "a") == "ü\r\n"
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "b").write_bytes("ü".encode(encoding))
+        with pytest.raises(DataError, match="UTF-8"):
+            read_text(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "1" * 5000, "{'a': 1}"])
+def test_what_is_no_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=r"a\.json: not a readable JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_folder_is_listed_in_order_and_without_hidden_files(tmp_path):
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / name).touch()
+    assert list_folder(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(DataError, match="no such folder"):
+        list_folder(tmp_path / "none")
+    with pytest.raises(DataError, match="cannot be listed"):
+        list_folder(tmp_path / "a")
+
+
+# names of any kind --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("sky.jpg", "sky.jpg"),
+        ("日本 ü.jpg", "日本 ü.jpg"),
+        ("a\nb", r"a\nb"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\udcff", r"\udcff"),
+        ("\u2028\u202e", r"\u2028\u202e"),
+    ],
+)
+def test_a_name_is_shown_in_one_line_of_utf_8(text, shown):
+    assert printable(text) == shown
+    assert str(DataError(f"{text}: no such file")) == f"{shown}: no such file"
+
+
+def test_text_with_a_name_that_is_no_utf_8_is_written(tmp_path):
+    write_text(tmp_path / "a", "ü\udcff")
+    assert (tmp_path / "a").read_bytes() == "ü\\udcff".encode()
+    write_json(tmp_path / "b", {"name": "\udcff"})  # comes back as it was: it names a file
+    assert read_json(tmp_path / "b") == {"name": "\udcff"}
+
+
+# writing ------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_can_be_written_the_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    places = ["file/a.txt", "folder", "loop/a.txt", "x" * 300]
+    for path in (tmp_path / place for place in places):
+        with pytest.raises(WriteError) as caught:
+            write_text(path, "text")
+        assert str(caught.value).startswith(f"{path}: cannot be written (")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "loop"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    message = r"a\.txt: cannot be written \(No space left"
+    with pytest.raises(WriteError, match=message), atomic_path(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_partial_files_of_a_killed_process_are_removed_and_no_others(tmp_path):
+    """A process is killed while it writes; another and this one go on writing."""
+    code = "import sys, time; from ddunet_keras.files import atomic_path\n"
+    code += "with atomic_path(sys.argv[1]): print(flush=True); time.sleep(100)"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / name], stdout=subprocess.PIPE)
+        for name in ("killed.png", "running.png")
+    ]
+    try:
+        for writer in writers:
+            writer.stdout.readline()
+        writers[0].kill()
+        writers[0].wait()
+        (tmp_path / "other.png").touch()
+        with atomic_path(tmp_path / "ours.png"):
+            assert len(list(tmp_path.glob(".partial-*"))) == 3
+            remove_partial_files(tmp_path)
+            left = [path.name for path in tmp_path.glob(".partial-*")]
+        assert len(left) == 2 and not [name for name in left if f"-{writers[0].pid}-" in name]
+    finally:
+        for writer in writers:
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate()
+    remove_partial_files(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["other.png", "ours.png"]
+    remove_partial_files(tmp_path / "none")
+
+
+def test_partial_files_of_other_machines_are_removed_after_a_day(tmp_path):
+    path = tmp_path / ".partial-00000000-1-abc.png"
+    path.touch()
+    remove_partial_files(tmp_path)
+    assert path.exists()
+    then = time.time() - files.ABANDONED_AFTER - 1
+    os.utime(path, (then, then))
+    remove_partial_files(tmp_path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("closed", ["", "os.close(2)", "os.close(0); os.close(2)"])
+def test_silence_ends_with_its_block_whatever_is_open(closed):
+    code = f"import os; from ddunet_keras.files import silence\n{closed}\n"
+    code += "with silence(1, 2): print('lost'); os.write(1, b'lost')\nprint('kept')"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "kept\n")

@@ -186,3 +186,19 @@ def test_benchmark_draws_each_model_and_data_set_in_its_colour(tmp_path):
     with pytest.raises(ValueError, match="no row has an arena"):
         plots.plot_benchmark([{"model": "c4", "group": "day"}], tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize("name", ["$a_{$", "a$b$c", "\udcff", "a\nb", "\x1b[31m", "日本"])
+def test_names_are_drawn_as_they_are(tmp_path, name):
+    photo, truth = np.zeros((20, 30, 3), np.uint8), np.ones((20, 30), np.uint8)
+    plots.plot_sheet({name: [(name, photo, truth, truth)]}, tmp_path / "a.png")
+    curve = metrics.curves(metrics.curve_counts(np.full(9, 0.5), np.ones(9, int)))
+    plots.plot_curves({name: curve}, tmp_path / "b.png")
+    plots.plot_history({"loss": [0.5], f"{name}_accuracy": [0.5]}, tmp_path / "c.png")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_history_that_is_no_file_is_named(tmp_path, put_no_file):
+    put_no_file(tmp_path / "history.csv")
+    with pytest.raises(DataError, match=r"history\.csv"):
+        plots.read_history(tmp_path / "history.csv")

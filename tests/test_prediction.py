@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddunet_keras.files import DataError, read_gray, read_image
+from ddunet_keras.files import DataError, WriteError, read_gray, read_image
 from ddunet_keras.prediction import find_photos, predict_files
-from ddunet_keras.sky import Segmentation
+from ddunet_keras.sky import Segmentation, segment
 
 
 class Bright:
@@ -19,6 +19,13 @@ class Bright:
             valid = np.zeros(image.shape[:2], bool)
             valid[:horizon] = True
         return Segmentation(image, image.mean(axis=-1) / 255, valid, threshold)
+
+
+class SkyModel:
+    """Stands in for a model: takes what the package's own models take."""
+
+    def segment(self, image, threshold=0.5, horizon=None):
+        return segment(lambda photo: photo.mean(axis=-1) / 255, image, threshold, horizon)
 
 
 def photo(path, value=255, size=(24, 18), **options):
@@ -111,3 +118,69 @@ def test_results_do_not_go_among_the_photos(tmp_path):
     with pytest.raises(DataError, match="give another"):
         next(predict_files(Bright(), photos, tmp_path))
     assert os.listdir(tmp_path) == ["sky.png"]
+
+
+def test_a_photo_too_long_for_jpeg_gets_a_png_overlay(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / "wide.png", size=(65_501, 2))])
+    (record,) = predict_files(Bright(), photos, tmp_path / "out")
+    assert record["overlay"] == "wide_overlay.png"
+    assert read_image(tmp_path / "out" / record["overlay"]).shape == (2, 65_501, 3)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb", b"\x1b[31m", b"$x_{$", "ü".encode() * 120])
+def test_photos_of_any_name_have_results(tmp_path, name):
+    path = tmp_path / "in" / os.fsdecode(name + b".png")
+    photo(path)
+    out = tmp_path / "out"
+    (record,) = predict_files(Bright(), find_photos([path.parent]), out)
+    (read,) = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+    assert read == record and read["image"] == str(path)
+    for kind in ("mask", "overlay"):
+        assert (out / read[kind]).is_file()
+
+
+def test_long_names_that_differ_at_their_ends_stay_apart(tmp_path):
+    paths = [photo(tmp_path / ("x" * 240 + f"{number}.png")) for number in range(3)]
+    assert sorted(find_photos([tmp_path]).values()) == paths
+
+
+def test_what_is_no_file_stops_no_other_photo(tmp_path, put_no_file):
+    photo(tmp_path / "in" / "good.png")
+    bad = tmp_path / "in" / "bad\n.png"
+    kind = put_no_file(bad)
+    records = list(predict_files(Bright(), find_photos([tmp_path / "in"]), tmp_path / "out"))
+    errors = [record["error"] for record in records if "error" in record]
+    assert len(records) - len(errors) == 1
+    assert len(errors) == (kind not in ("missing", "folder"))
+    assert all("\n" not in error and "bad" in error for error in errors)
+
+
+def test_where_results_cannot_be_written_no_further_photo_is_read(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / f"{name}.png") for name in "abc"])
+    (tmp_path / "out").touch()
+    with pytest.raises(WriteError, match="out"):
+        next(predict_files(Bright(), photos, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("horizon", ["circle:1,2", "no/such/mask.png"])
+def test_a_wrong_horizon_is_said_once(tmp_path, horizon):
+    photos = find_photos([photo(tmp_path / "in" / f"{name}.png") for name in "abc"])
+    with pytest.raises(DataError, match=horizon):
+        next(predict_files(Bright(), photos, tmp_path / "out", horizon=horizon))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_process_left_in_the_results_is_removed(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / "sky.png")])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".partial-old.png").touch()
+    os.utime(tmp_path / "out" / ".partial-old.png", (0, 0))
+    list(predict_files(Bright(), photos, tmp_path / "out", overlay=False))
+    assert sorted(os.listdir(tmp_path / "out")) == ["predictions.json", "sky_mask.png"]
+
+
+def test_a_horizon_of_an_array_leaves_readable_json(tmp_path):
+    photos = find_photos([photo(tmp_path / "in" / "sky.png")])
+    model = SkyModel()
+    (record,) = predict_files(model, photos, tmp_path / "out", horizon=np.ones((18, 24), bool))
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == [record]

@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from ddunet_keras.files import IGNORE, DataError, read_image, write_image
-from ddunet_keras.sky import CLOUD_COLORS, CloudCover, Segmentation, cloud_cover, horizon_mask
+from ddunet_keras.sky import (
+    CLOUD_COLORS,
+    CloudCover,
+    Segmentation,
+    check_horizon,
+    cloud_cover,
+    horizon_mask,
+)
 
 
 def gray(height, width, value=0):
@@ -85,6 +92,24 @@ def test_without_a_valid_pixel_the_cover_is_unknown():
     ):
         assert math.isnan(cover.fraction) and math.isnan(cover.percent)
         assert cover.okta is None and cover.valid_fraction == 0.0
+
+
+def test_covers_are_plain_numbers_whoever_makes_them():
+    labels = np.array([[0, 1, 1, IGNORE]], np.uint8)
+    covers = [cloud_cover(labels), CloudCover(np.float32(0.5), np.float64(1.0))]
+    photo = np.zeros((1, 4, 3), np.uint8)
+    covers.append(Segmentation(photo, labels / np.float32(255)).cloud_cover)
+    for cover in covers:
+        values = [cover.fraction, cover.valid_fraction, cover.percent]
+        values += [cover.to_dict()[key] for key in ("fraction", "percent", "valid_fraction")]
+        assert {type(value) for value in values} == {float}
+        assert type(cover.okta) is int and type(cover.to_dict()["okta"]) is int
+
+
+@pytest.mark.parametrize("values", [(-0.1, 1), (1.1, 1), (0.5, 2), (float("inf"), 1)])
+def test_shares_outside_their_range_are_refused(values):
+    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\], received"):
+        CloudCover(*values)
 
 
 def test_boolean_labels_are_cloud_or_not():
@@ -395,3 +420,18 @@ def test_overlay_opacity_is_checked(alpha):
 def test_rounding_a_little_over_one_is_clipped():
     result = Segmentation(gray(1, 2), np.float32([[1.0000002, -1e-7]]))
     assert result.probabilities.max() <= 1 and result.probabilities.min() >= 0
+
+
+def test_a_horizon_mask_that_is_no_file_is_named(tmp_path, put_no_file):
+    put_no_file(tmp_path / "mask.png")
+    for ask in (check_horizon, lambda spec: horizon_mask(spec, gray(8, 8))):
+        with pytest.raises(DataError, match=r"horizon .*mask\.png"):
+            ask(str(tmp_path / "mask.png"))
+
+
+def test_a_horizon_is_checked_without_a_photo(tmp_path):
+    write_image(tmp_path / "mask.png", np.full((8, 8), 255, np.uint8))
+    for spec in (None, "auto", "circle:4,4,2", tmp_path / "mask.png"):
+        check_horizon(spec)
+    with pytest.raises(DataError, match="expected 'circle:x,y,r'"):
+        check_horizon("circle:4,4")

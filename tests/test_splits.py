@@ -354,3 +354,38 @@ def test_swinyseg_published_lists(shared):
     assert (len(split.train), len(split.val), len(split.test)) == (6091, 0, 677)
     trained = {dataset.find(name).source for name in split.train}
     assert all(dataset.find(name).source in trained for name in split.test)
+
+
+def test_a_split_or_run_that_is_no_file_is_named(tmp_path, put_no_file):
+    dataset = dataset_of(tmp_path / "data", [("20140101", "120000", False, 9)])
+    kind = put_no_file(tmp_path / "split.json")
+    with pytest.raises(DataError, match=r"split\.json"):
+        Split.load(tmp_path / "split.json")
+    if kind == "missing":
+        assert trained_on(tmp_path, dataset) is None
+    else:
+        with pytest.raises(DataError, match=r"split\.json"):
+            trained_on(tmp_path, dataset)
+
+
+@pytest.mark.parametrize("also", [5, [5], [{}], [{"layout": "swinyseg", "images": 5}], "x", None])
+def test_a_run_of_another_content_is_named(tmp_path, also):
+    dataset = dataset_of(tmp_path / "data", [("20140101", "120000", False, 9)])
+    Split("custom", 0, ("d0001",), (), ("d0003",)).save(tmp_path / "split.json")
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"also": also}}))
+    with pytest.raises(DataError, match=r"run\.json"):
+        trained_on(tmp_path, dataset)
+
+
+def test_names_that_are_no_names_in_a_run_are_of_another_data_set(tmp_path):
+    dataset = dataset_of(tmp_path / "data", [("20140101", "120000", False, 9)])
+    Split("custom", 0, ("d0001",), (), ("d0003",)).save(tmp_path / "split.json")
+    also = [{"layout": "swinyseg", "images": [{}, 7]}]
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"also": also}}))
+    assert trained_on(tmp_path, dataset) == set()
+
+
+def test_a_split_keeps_names_of_any_kind(tmp_path):
+    split = Split("custom", 0, ("a\nb", "\udcff"), (), ("$x$",))
+    split.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json") == split

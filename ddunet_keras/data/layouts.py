@@ -43,7 +43,7 @@ class Layout:
     looks_like: str
     image_folders: tuple[str, ...]
     mask_folders: dict[int, tuple[str, ...]]
-    name: str = ".+"
+    name: str = "(?s:.+)"  # anything, line breaks included
     mask_endings: tuple[str, ...] = ("", "_gt")
     codes: dict[int, dict[int, int]] = field(default_factory=lambda: {2: SKY_AND_CLOUD})
     class_names: dict[int, tuple[str, ...]] = field(default_factory=lambda: {2: ("sky", "cloud")})

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
 from ddunet_keras.data.layouts import stem
@@ -101,9 +101,9 @@ def _date(cells, path, line):
     if not digits:
         return None
     try:
-        if len(digits) != len("YYYYMMDD"):
+        if not re.fullmatch("[0-9]{8}", digits):
             raise ValueError
-        datetime.strptime(digits, "%Y%m%d")
+        date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
     except ValueError:
         raise DataError(f"{path}: line {line}: date {given!r}, expected YYYYMMDD") from None
     return digits

@@ -10,7 +10,7 @@ from ddunet_keras.sky.cover import (
     cloud_cover,
     segment,
 )
-from ddunet_keras.sky.horizon import horizon_mask
+from ddunet_keras.sky.horizon import check_horizon, horizon_mask
 
 __all__ = [
     "CLOUD_COLORS",
@@ -18,6 +18,7 @@ __all__ = [
     "NOT_VALID",
     "CloudCover",
     "Segmentation",
+    "check_horizon",
     "class_names",
     "cloud_cover",
     "horizon_mask",

@@ -81,7 +81,30 @@ def horizon_mask(spec: Any, image: np.ndarray) -> np.ndarray:
     return valid
 
 
+def check_horizon(spec: Any) -> None:
+    """Tells before the first photo whether `horizon_mask` can make sense of a text or path.
+
+    Raises:
+        DataError: a circle of another form, or no readable mask picture.
+
+    Example:
+
+    >>> check_horizon("circle:320,240,235.5")
+    """
+    if spec is None or (isinstance(spec, str) and spec == "auto"):
+        return
+    if isinstance(spec, str) and spec.startswith("circle:"):
+        _parse_circle(spec)
+    elif isinstance(spec, (str, os.PathLike)):
+        _read_mask(spec)
+
+
 def _circle(spec, height, width):
+    x, y, radius = _parse_circle(spec)
+    return np.hypot(np.arange(width) - x, (np.arange(height) - y)[:, None]) <= radius
+
+
+def _parse_circle(spec):
     number = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
     match = re.fullmatch(f"circle:{number},{number},{number}", spec)
     x, y, radius = map(float, match.groups()) if match else (0.0, 0.0, 0.0)
@@ -90,7 +113,7 @@ def _circle(spec, height, width):
             f"horizon {spec!r}: expected 'circle:x,y,r', centre and radius (over 0) in pixels of "
             "the photo, such as 'circle:320,240,235.5'"
         )
-    return np.hypot(np.arange(width) - x, (np.arange(height) - y)[:, None]) <= radius
+    return x, y, radius
 
 
 def _read_mask(path):
@@ -98,7 +121,10 @@ def _read_mask(path):
         raise DataError(
             f"horizon {str(path)!r}: no such mask picture; give one, 'auto' or 'circle:x,y,r'"
         )
-    return read_gray(path)
+    try:
+        return read_gray(path)
+    except DataError as error:
+        raise DataError(f"horizon {error}") from None
 
 
 def _fit_mask(mask, name, height, width):
