@@ -13,10 +13,9 @@ else:
     import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
-    "setuptools"
-]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
+PACKAGE_DATA = SETTINGS["tool"]["setuptools"]["package-data"]["ddunet_keras"]
 DISTRIBUTIONS = {"PIL": "pillow", "ethosu": "ethos-u-vela", "tf_keras": "tf-keras"}
 """Name in an import -> name on PyPI, where it is not the same with hyphens."""
 
