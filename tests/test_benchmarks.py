@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from ddunet_keras.deploy.quantize import quantize
 
 from ddunet_keras import DDUNet, cli, evaluate, open_dataset, write_synthetic
 from ddunet_keras.benchmarks import ablate, ablation_markdown, benchmark, benchmark_markdown
 from ddunet_keras.data.splits import make_split
-from ddunet_keras.deploy.convert import labelled_photos
+from ddunet_keras.deploy.calibrate import labelled_photos
+from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.convert import build_stages
 from ddunet_keras.files import DataError
 
 SIZE = (32, 32)
@@ -36,7 +37,8 @@ def shipped(skies, tmp_path_factory):
     (root / "weights" / "small" / "run.json").write_text(json.dumps({"settings": settings}))
     photos = labelled_photos(dataset, split, SIZE, count=4, verify=1)
     (root / "files").mkdir()
-    (root / "files" / "small_32.tflite").write_bytes(quantize(model, SIZE, photos.calibration))
+    stages = build_stages(model, photos.calibration, ConversionConfig(SIZE))
+    (root / "files" / "small_32.tflite").write_bytes(stages.packed)
     # a model's file whose name begins alike
     shutil.copy(root / "files" / "small_32.tflite", root / "files" / "small_paper_32.tflite")
     return root / "weights", root / "files"

@@ -1,19 +1,22 @@
 """Works on any int8 `.tflite` file, with NumPy and ai-edge-litert alone.
 
-=========  =====================================================================================
-model      reads, checks, edits and writes a file
-nodes      the operators of a file: kinds, inputs, constants, work
-soundness  whether LiteRT may run a stranger's file: the operators of a segmenter, as a table
-run        runs photos through LiteRT and TensorFlow Lite Micro
-child      calls a function in a process of its own, within limits
-schedule   order of operators and plan of the tensor arena
-strips     computes the largest stages in horizontal strips
-columns    merges neighbouring columns of narrow feature maps for XNNPACK
-inspect    what a file costs on a device: the report
-edge_tpu   Coral's rules
-vela       Arm's compiler for Ethos-U
-boards     boards and what fits
-=========  =====================================================================================
+==========================  ====================================================================
+model                       reads, checks, edits and writes a file
+nodes                       the operators of a file: kinds, inputs, constants, work
+soundness, shapes           whether LiteRT may run a stranger's file, as a table of operators
+run                         runs photos through LiteRT and TensorFlow Lite Micro (TFLM)
+child                       calls a function in a process of its own, within limits
+memory                      what lives in TFLM's arena, and when
+cleanup, order, arena       passes: what no device reads, order of operators, plan of the arena
+rows, regions, strips       a pass: the largest stages in horizontal strips
+schedule                    runs these passes so that a model fits into a given memory
+columns, packing,           a pass: columns of narrow feature maps packed for XNNPACK
+packing_cost
+control_dependencies        a pass: operators wait for a Softmax
+inspect, report_text,       what a file costs on a device: the report
+report_plot, boards
+edge_tpu, vela              Coral's rules; Arm's compiler for Ethos-U
+==========================  ====================================================================
 
 Nothing here knows of DDUNet, Keras or TensorFlow.
 """

@@ -19,6 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ddunet_keras.litert.boards import RUNTIME_FLASH, fit_boards, why_missing
 from ddunet_keras.litert.child import ChildError, NotInstalledError
 from ddunet_keras.litert.edge_tpu import edge_tpu_check
+from ddunet_keras.litert.memory import MemoryProfile, memory_profile
 from ddunet_keras.litert.model import (
     TFLiteError,
     dtype_name,
@@ -31,7 +32,6 @@ from ddunet_keras.litert.nodes import Node, macs, nodes
 from ddunet_keras.litert.report_plot import plot_memory
 from ddunet_keras.litert.report_text import report_to_markdown
 from ddunet_keras.litert.run import measure_arena, measure_latency
-from ddunet_keras.litert.schedule import MemoryProfile, memory_profile
 from ddunet_keras.litert.vela import ACCELERATORS, run_vela
 
 THREADS = (1, 2)

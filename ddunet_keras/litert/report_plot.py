@@ -10,7 +10,7 @@ from ddunet_keras.litert.boards import KIB
 
 if TYPE_CHECKING:
     from ddunet_keras.litert.inspect import Report
-    from ddunet_keras.litert.schedule import MemoryProfile
+    from ddunet_keras.litert.memory import MemoryProfile
 
 USUAL, PEAK = "#9ecae1", "#d55e00"
 """Colours of what is alive, and of what is alive at the peak."""

@@ -15,6 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.litert.child import ChildError, NotInstalledError, in_child
+from ddunet_keras.litert.memory import PLAN
 from ddunet_keras.litert.model import (
     DTYPES,
     TFLiteError,
@@ -26,7 +27,6 @@ from ddunet_keras.litert.model import (
     tensor_name,
     write_tflite,
 )
-from ddunet_keras.litert.schedule import PLAN
 
 MAX_ARENA = 2**31 - 64
 """Largest tensor arena of TFLM, bytes: it counts them in 32 bits."""

@@ -25,7 +25,6 @@ from ddunet_keras.litert import strips
 from ddunet_keras.litert.arena import plan
 from ddunet_keras.litert.cleanup import strip_names
 from ddunet_keras.litert.memory import (
-    PLAN,  # noqa: F401  `run` takes it from here
     MemoryProfile,
     memory_profile,
     operator_persistent_bytes,
