@@ -1,4 +1,4 @@
-"""From the deploy graph to int8: ranges, scales, rounding; values near the float model's."""
+"""From the deploy graph to int8: ranges and scales; values near the float model's."""
 
 import functools
 
@@ -11,7 +11,6 @@ from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.convert import build_stages, quantized_model
 from ddunet_keras.deploy.graph import build_graph
 from ddunet_keras.deploy.ranges import tensor_ranges
-from ddunet_keras.deploy.rounding import gptq, patches_of
 from ddunet_keras.deploy.scales import round_up
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.litert.model import TFLiteError, operator_name, read_tflite, write_tflite
@@ -217,34 +216,6 @@ def test_nothing_is_printed(capfd):
 
 
 # === The parts ===
-
-
-def test_rounding_keeps_the_output_better_than_the_nearest():
-    random = np.random.default_rng(0)
-    x = random.normal(size=(500, 1)) + 0.3 * random.normal(size=(500, 16))  # correlated, as pixels
-    weights = random.uniform(-20, 20, (1, 4, 16))
-    rounded = gptq(weights, (x.T @ x / len(x))[None])
-    assert np.array_equal(rounded, np.rint(rounded)) and np.abs(rounded).max() <= 127
-
-    def error(w):
-        return np.square(x @ (weights - w)[0].T).mean()
-
-    assert error(rounded) < 0.6 * error(np.rint(weights))
-
-
-@pytest.mark.parametrize(("rate", "stride"), [(1, 1), (3, 1), (1, 2)])
-def test_patches_are_what_a_convolution_sees(rate, stride):
-    x = np.random.default_rng(0).normal(size=(1, 9, 11, 2)).astype("float32")
-    kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 1)).astype("float32")
-    form = {"strides": stride, "padding": "valid" if stride > 1 else "same", "dilation_rate": rate}
-    expected = np.array(keras.ops.conv(x, kernel, **form))
-    options = type(
-        "Options", (), {"padding": int(stride > 1), "strideH": stride, "strideW": stride}
-    )
-    options.dilationHFactor = options.dilationWFactor = rate
-    patches = patches_of(x, (3, 3), options, count=10**6)
-    ours = np.tensordot(patches, kernel[..., 0], 3)
-    np.testing.assert_allclose(ours, expected.ravel(), atol=1e-5)
 
 
 @pytest.mark.parametrize("digits", [1, 6, 12])

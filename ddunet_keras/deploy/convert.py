@@ -24,7 +24,6 @@ from ddunet_keras.deploy.layer_errors import compare_layers, layers_to_markdown
 from ddunet_keras.deploy.passes import fuse_relus, passes_for
 from ddunet_keras.deploy.qat import trained_weights
 from ddunet_keras.deploy.ranges import tensor_ranges
-from ddunet_keras.deploy.rounding import round_weights
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
 from ddunet_keras.files import DataError, atomic_path, write_json, write_text
@@ -35,7 +34,6 @@ from ddunet_keras.litert.run import run_tflm
 from ddunet_keras.settings import plain_values
 
 EQUALIZATION_PHOTOS = 64
-ROUNDING_PHOTOS = 32
 """Of the calibration photos: more of them took more time and changed no score."""
 
 COMPARED_PHOTOS = 4
@@ -201,7 +199,7 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
 
 
 def quantized_model(float_data, images, config: ConversionConfig):
-    """Post-training quantization: ranges from the photos, weights rounded by GPTQ.
+    """Post-training quantization, with ranges from the photos; weights round to the nearest.
 
     Args:
         float_data: bytes of the deploy graph's float file.
@@ -212,9 +210,6 @@ def quantized_model(float_data, images, config: ConversionConfig):
     """
     ranges = tensor_ranges(float_data, images)
     int8_model = read_tflite(quantize_with_ranges(read_tflite(float_data), ranges, config.io))
-    if not (config.prune or config.cluster):  # whose equal weights are to stay equal
-        few = evenly_spaced(images, ROUNDING_PHOTOS)
-        round_weights(int8_model, read_tflite(float_data), float_data, few)
     if config.form == "xnnpack":
         fuse_relus(int8_model)
     return int8_model
