@@ -88,23 +88,23 @@ class Segmenter:
                 f"`threads` must be a positive integer, at most {MAX_THREADS}. "
                 f"Received: threads={threads!r}"
             )
-        self._path = path = preset_file(DEFAULT, "tflite") if path is None else path
+        self._path = preset_file(DEFAULT, "tflite") if path is None else path
         try:
-            # LiteRT gets the bytes that were checked, whatever becomes of the file meanwhile
-            data = file_bytes(path)
+            data = file_bytes(self._path)
         except TFLiteError as error:
             raise DataError(str(error)) from None
         try:
             model = read_tflite(data)
             self._kind, self.num_classes = check_segmenter(model)
         except (DataError, TFLiteError) as error:
-            raise DataError(f"{path}: {error}") from None
-        operators = (operator_name(model, operator) for operator in model.subgraphs[0].operators)
+            raise DataError(f"{self._path}: {error}") from None
+        operators = {operator_name(model, operator) for operator in model.subgraphs[0].operators}
         if delegate is None and EDGE_TPU_OPERATOR in operators:
-            raise DataError(f"{path}: compiled for the Edge TPU: needs delegate edgetpu")
+            raise DataError(f"{self._path}: compiled for the Edge TPU: needs delegate edgetpu")
         delegates = None if delegate is None else [_load_delegate(delegate)]
         try:
             with _quiet():
+                # the bytes that were checked, whatever becomes of the file meanwhile
                 self._interpreter = Interpreter(
                     model_content=data, num_threads=threads, experimental_delegates=delegates
                 )
@@ -148,14 +148,22 @@ class Segmenter:
         scale, zero_point = self._output["quantization"]  # a scale of 0: there is none
         if scale:
             values = (values.astype(np.float32) - zero_point) * np.float32(scale)
-        limits = {"mask": (0, self.num_classes - 1), "probability": (-ROUNDING, 1 + ROUNDING)}
-        low, high = limits.get(self._kind, (-np.finfo("f4").max, np.finfo("f4").max))
-        if not (low <= values.min() and values.max() <= high):  # NaN is neither
-            raise DataError(
-                f"{self._path}: no {self._kind}: its output has values from {values.min()} to "
-                f"{values.max()}"
-            )
+        self._check_range(values)
         return as_probabilities(values, self._kind, self.num_classes)
+
+    def _check_range(self, values):
+        """A damaged or crafted file may give anything."""
+        largest = float(np.finfo(np.float32).max)
+        lowest, highest = {
+            "mask": (0, self.num_classes - 1),
+            "probability": (-ROUNDING, 1 + ROUNDING),
+            "logits": (-largest, largest),
+        }[self._kind]
+        low, high = values.min(), values.max()
+        if not (lowest <= low and high <= highest):  # NaN is in no range
+            raise DataError(
+                f"{self._path}: no {self._kind}: its output has values from {low} to {high}"
+            )
 
     def segment(
         self, image: np.ndarray, threshold: float = 0.5, horizon=None, channel_order: str = "rgb"

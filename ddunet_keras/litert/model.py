@@ -230,7 +230,9 @@ def constant(
     data = model.buffers[tensor.buffer].data
     if data is None or not len(data) or tensor.type not in DTYPES or tensor.sparsity is not None:
         return None
-    return np.frombuffer(bytes(data), DTYPES[tensor.type]).reshape(tensor.shape)
+    value = np.frombuffer(data, DTYPES[tensor.type]).reshape(tensor.shape)
+    value.flags.writeable = False
+    return value
 
 
 def tensor_bytes(tensor: schema.TensorT) -> int:
@@ -279,6 +281,7 @@ def _parse(data):
         root = schema.Model.GetRootAs(data)
         _check_claims(root, len(data))
         model = schema.ModelT.InitFromObj(root)
+        _add_up(_vector_lengths(model))
         _normalize(model)
         _check(model)
     except TFLiteError as error:
@@ -300,14 +303,18 @@ def _check_claims(root, file_bytes):
     signatures = [root.SignatureDefs(i) for i in range(min(root.SignatureDefsLength(), MAX_PARTS))]
     parts += sum(1 + entry.InputsLength() + entry.OutputsLength() for entry in signatures)
     require(parts <= MAX_PARTS, f"it has {parts:,} parts, at most {MAX_PARTS:,} are read")
-    claimed = 0
-    for length in _claimed_lengths(root, graphs, signatures, file_bytes):
-        claimed += length
-        require(claimed <= MAX_CLAIMED, f"its names and lists take over {MAX_CLAIMED:,} bytes")
+    _add_up(_claimed_lengths(root, graphs, signatures, file_bytes))
+
+
+def _add_up(lengths):
+    total = 0
+    for length in lengths:
+        total += length
+        require(total <= MAX_CLAIMED, f"its names and lists take over {MAX_CLAIMED:,} bytes")
 
 
 def _claimed_lengths(root, graphs, signatures, file_bytes):
-    """Lengths of the names, vectors and lists that unpacking would make, one by one."""
+    """Lengths of the names and lists of tables that unpacking would make, one by one."""
     for number in range(root.OperatorCodesLength()):
         yield len(root.OperatorCodes(number).CustomCode() or b"")
     for number in range(root.MetadataLength()):
@@ -318,23 +325,35 @@ def _claimed_lengths(root, graphs, signatures, file_bytes):
         for entry in (signature.SignatureKey(), *(entry.Name() for entry in entries)):
             yield len(entry or b"")
     for graph in graphs:
-        yield len(graph.Name() or b"") + graph.InputsLength() + graph.OutputsLength()
+        yield len(graph.Name() or b"")
         for number in range(graph.TensorsLength()):
             tensor = graph.Tensors(number)
-            yield len(tensor.Name() or b"") + tensor.ShapeLength() + tensor.ShapeSignatureLength()
-            yield tensor.VariantTensorsLength()
-            if (quantization := tensor.Quantization()) is not None:
-                yield quantization.ScaleLength() + quantization.ZeroPointLength()
+            yield len(tensor.Name() or b"") + tensor.VariantTensorsLength()
             if (sparsity := tensor.Sparsity()) is not None:
                 yield sparsity.DimMetadataLength()
         for number in range(graph.OperatorsLength()):
             operator = graph.Operators(number)
-            yield operator.InputsLength() + operator.OutputsLength()
             if (
                 operator.BuiltinOptionsType() in _NAMED_OPTIONS
                 or operator.BuiltinOptions2Type() in _NAMED_OPTIONS_2
             ):
                 yield file_bytes  # their names may be as long as the file
+
+
+def _vector_lengths(model):
+    """Lengths of the vectors of an unpacked model, which are views of the file so far."""
+
+    def length(vector):
+        return 0 if vector is None else len(vector)
+
+    for graph in model.subgraphs or []:
+        yield length(graph.inputs) + length(graph.outputs)
+        for tensor in graph.tensors or []:
+            yield length(tensor.shape) + length(tensor.shapeSignature)
+            if tensor.quantization is not None:
+                yield length(tensor.quantization.scale) + length(tensor.quantization.zeroPoint)
+        for operator in graph.operators or []:
+            yield length(operator.inputs) + length(operator.outputs)
 
 
 def _ints(values):
