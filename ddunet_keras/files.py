@@ -83,7 +83,13 @@ def printable(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where it has none."""
+    """The first line of an exception's text, or its type where it has none.
+
+    Example:
+
+    >>> first_line(OSError("no room\\nleft")), first_line(KeyError())
+    ('no room', 'KeyError')
+    """
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -181,6 +187,8 @@ def _open(path):
             warnings.simplefilter("ignore")
             opened = Image.open(path)
         with opened as picture:
+            if picture.format == "EPS":  # Pillow would start Ghostscript on it
+                raise DataError(f"{path}: EPS is a program that draws, a photo was expected")
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(
                     f"{path}: {picture.width}x{picture.height} pixels, at most {MAX_PIXELS:,} are "
@@ -248,6 +256,12 @@ def read_gray(path: StrPath) -> np.ndarray:
 
     Raises:
         DataError: as `read_image`.
+
+    Example:
+
+    >>> write_image(tmp / "mask.png", np.array([[0, 255]], np.uint8))
+    >>> read_gray(tmp / "mask.png").tolist()
+    [[0, 255]]
     """
     picture = _open(path)
     if picture.mode == "P":

@@ -28,7 +28,13 @@ def to_array(picture: Image.Image, rows: int = 8) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes uint8 (h, w, 3) to `size` = (height, width): bilinear, averaging when it shrinks."""
+    """Resizes uint8 (h, w, 3) to `size` = (height, width): bilinear, averaging when it shrinks.
+
+    Example:
+
+    >>> resize_image(np.zeros((4, 6, 3), np.uint8), (2, 3)).shape
+    (2, 3, 3)
+    """
     height, width = size
     if image.shape[:2] == (height, width):
         return image
@@ -36,7 +42,13 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes a uint8 (h, w) label map to `size` = (height, width) by its nearest pixel."""
+    """Resizes uint8 (h, w) labels to `size` = (height, width), each by its nearest pixel.
+
+    Example:
+
+    >>> resize_labels(np.array([[0, 255]], np.uint8), (1, 4)).tolist()
+    [[0, 0, 255, 255]]
+    """
     height, width = size
     if labels.shape == (height, width):
         return labels
@@ -90,7 +102,13 @@ def warp(
 
 
 def resize_probabilities(probabilities: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes float32 (h, w) or (h, w, n) to `size` = (height, width), bilinear."""
+    """Resizes float32 (h, w) or (h, w, n) to `size` = (height, width), bilinear.
+
+    Example:
+
+    >>> resize_probabilities(np.float32([[0, 1]]), (1, 4)).tolist()
+    [[0.0, 0.25, 0.75, 1.0]]
+    """
     if probabilities.ndim == 3:
         channels = np.moveaxis(probabilities, -1, 0)
         return np.stack([resize_probabilities(c, size) for c in channels], axis=-1)
@@ -114,7 +132,13 @@ def resize_probabilities(probabilities: np.ndarray, size: Size) -> np.ndarray:
 
 
 def align_corners_matrix(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size) weights of linear interpolation whose first and last samples stay."""
+    """(new_size, size) weights of linear interpolation whose first and last samples stay.
+
+    Example:
+
+    >>> align_corners_matrix(2, 3).tolist()
+    [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    """
     position = np.linspace(0, size - 1, new_size) if new_size > 1 else np.zeros(1)
     low = np.minimum(position.astype(int), max(size - 2, 0))
     weight = position - low
@@ -125,5 +149,11 @@ def align_corners_matrix(size: int, new_size: int) -> np.ndarray:
 
 
 def normalize(images: ArrayLike) -> np.ndarray:
-    """Maps pixel values 0..255 to the network's -1..1: x / 127.5 - 1, float32."""
+    """Maps pixel values 0..255 to the network's -1..1: x / 127.5 - 1, float32.
+
+    Example:
+
+    >>> normalize([0, 255]).tolist()
+    [-1.0, 1.0]
+    """
     return np.asarray(images, "float32") / np.float32(127.5) - np.float32(1)

@@ -25,10 +25,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from ddunet_keras.files import IGNORE, DataError, StrPath, atomic_path, printable, read_text
 
 # Okabe and Ito's palette: distinct with every kind of colour vision
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+PURPLE = "#CC79A7"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", "#000000")
 
-TOO_MUCH, TOO_LITTLE = IGNORE - 2, IGNORE - 1
+TOO_MUCH = IGNORE - 2
+TOO_LITTLE = IGNORE - 1
 """Labels that stand for errors while a sheet is drawn."""
 
 

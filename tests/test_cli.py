@@ -18,6 +18,7 @@ from ddunet_keras import cli
 from ddunet_keras.data.splits import Split
 from ddunet_keras.data.synthetic import write_synthetic
 from ddunet_keras.files import read_gray, read_image
+from ddunet_keras.presets import DEFAULT, preset_file
 
 HEAVY = ("keras", "tensorflow", "jax", "torch", "matplotlib", "scipy", "tqdm")
 
@@ -57,10 +58,16 @@ def model_file(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, model_file, skies):
-    """A folder as `ddunet train` leaves it."""
+def int8_file(tmp_path):
+    """A model that needs no Keras."""
+    return shutil.copy(preset_file(DEFAULT, "tflite"), tmp_path / "int8.tflite")
+
+
+@pytest.fixture
+def run(tmp_path, int8_file, skies):
+    """A folder as `ddunet train` leaves it, but for its model, which is a quick one."""
     (tmp_path / "run").mkdir()
-    shutil.copy(model_file, tmp_path / "run" / "best.keras")
+    shutil.copy(int8_file, tmp_path / "run" / "best.tflite")
     dataset = ddunet_keras.open_dataset(skies)
     ddunet_keras.make_split(dataset, "date", seed=3).save(tmp_path / "run" / "split.json")
     return tmp_path / "run"
@@ -360,21 +367,26 @@ def test_predict_prints_json_and_heeds_the_horizon(capsys, tmp_path, model_file,
     assert records[0]["threshold"] == 0.4 and not list(tmp_path.glob("*overlay*"))
 
 
-@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31m", "ü".encode()])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_names_of_any_kind_are_printed_in_one_line(tmp_path, skies, name, encoding):
+def test_names_of_any_kind_are_printed_in_one_line(tmp_path, skies, encoding):
+    names = [b"\xff", b"a\nb", b"\x1b[31m", "ü".encode()]
     (tmp_path / "in").mkdir()
-    for source, suffix in ((skies / "images" / "0000.jpg", b"1.jpg"), (os.devnull, b"2.jpg")):
-        shutil.copy(source, os.fsencode(tmp_path / "in") + b"/" + name + suffix)
+    for name in names:
+        path = os.fsencode(tmp_path / "in") + b"/" + name
+        shutil.copy(skies / "images" / "0000.jpg", path + b"1.jpg")
+        Path(os.fsdecode(path + b"2.jpg")).touch()
     command = [sys.executable, "-m", "ddunet_keras", "predict", tmp_path / "in"]
     env = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(
         [*command, "--out", tmp_path / "out"], capture_output=True, text=True, env=env
     )
     assert done.returncode == 2
-    found, wrote = done.stdout.splitlines()
-    assert "okta" in found and found.isprintable() and wrote.startswith("wrote")
-    assert_one_line_error((2, "", done.stderr), "the file is empty")
+    *found, wrote = done.stdout.splitlines()
+    assert len(found) == len(names) and wrote.startswith("wrote")
+    assert all("okta" in line and line.isprintable() for line in found)
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(names)
+    assert all("the file is empty" in line and line.isprintable() for line in errors)
 
 
 def test_predict_goes_on_after_a_broken_photo(capsys, tmp_path, model_file, skies):
@@ -390,7 +402,7 @@ def test_predict_goes_on_after_a_broken_photo(capsys, tmp_path, model_file, skie
 
 def test_evaluate_takes_the_split_of_the_run(capsys, tmp_path, run, skies):
     out = tmp_path / "out"
-    code, printed, err = ddunet(capsys, "evaluate", run / "best.keras", skies, "--out", out)
+    code, printed, err = ddunet(capsys, "evaluate", run / "best.tflite", skies, "--out", out)
     assert (code, err) == (0, "")
     assert "| Set |" in printed and (out / "sheet.png").exists()
     result = json.loads((out / "evaluation.json").read_text())
@@ -411,7 +423,7 @@ def test_evaluate_warns_of_images_that_were_trained_on(capsys, tmp_path, run, sk
         "split": (["--split", tmp_path / "other.json"], "custom"),
         "all": (["--part", "all"], "none"),
     }[how]
-    code, printed, err = ddunet(capsys, "evaluate", run / "best.keras", skies, *options)
+    code, printed, err = ddunet(capsys, "evaluate", run / "best.tflite", skies, *options)
     assert code == 0
     count = int(re.search(r"trained_on (\d+)", printed)[1])
     assert count > 0 and f"protocol {protocol}" in printed
@@ -419,14 +431,14 @@ def test_evaluate_warns_of_images_that_were_trained_on(capsys, tmp_path, run, sk
     assert err.count("\n") == 1
 
 
-def test_evaluate_without_a_run_says_that_it_does_not_know(capsys, model_file, skies):
-    code, printed, err = ddunet(capsys, "evaluate", model_file, skies)
+def test_evaluate_without_a_run_says_that_it_does_not_know(capsys, int8_file, skies):
+    code, printed, err = ddunet(capsys, "evaluate", int8_file, skies)
     assert (code, err) == (0, "")
     assert "protocol date" in printed and "trained_on unknown" in printed
 
 
-def test_evaluate_has_no_empty_part(capsys, model_file, skies):
-    arguments = ["evaluate", model_file, skies, "--protocol", "paper", "--part", "val"]
+def test_evaluate_has_no_empty_part(capsys, int8_file, skies):
+    arguments = ["evaluate", int8_file, skies, "--protocol", "paper", "--part", "val"]
     assert_one_line_error(ddunet(capsys, *arguments), "val", "paper")
 
 

@@ -373,3 +373,9 @@ def test_silence_ends_with_its_block_whatever_is_open(closed):
     code += "with silence(1, 2): print('lost'); os.write(1, b'lost')\nprint('kept')"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, "kept\n")
+
+
+def test_a_program_in_place_of_a_photo_is_not_run(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.jpg", "EPS")
+    with pytest.raises(DataError, match="EPS is a program"):
+        read_image(tmp_path / "a.jpg")

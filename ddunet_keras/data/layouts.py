@@ -216,13 +216,25 @@ def _masks_by_image(root, images, masks, endings):
 
 
 def stem(name: str) -> str:
-    """A file's name without the ending of an image; other dots belong to the name."""
+    """A file's name without the ending of an image; other dots belong to the name.
+
+    Example:
+
+    >>> stem("2024.01.02.jpg")
+    '2024.01.02'
+    """
     head, dot, suffix = name.rpartition(".")
     return head if dot + suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def list_some(items: Iterable[Any], shown: int = 5) -> str:
-    """How many there are, and the first of them in order, for a message."""
+    """How many there are, and the first of them in order, for a message.
+
+    Example:
+
+    >>> list_some("gfedcba")
+    '7 (a, b, c, d, e, ...)'
+    """
     names = [str(item) for item in sorted(items)]
     first = ", ".join(names[:shown])
     more = ", ..." if len(names) > shown else ""

@@ -34,6 +34,12 @@ def read_captures(root: Path, names: Collection[str]) -> dict[str, Capture]:
 
     Raises:
         DataError: the file cannot be used; names the line.
+
+    Example:
+
+    >>> _ = (tmp / "metadata.csv").write_text("Name,Date,Time\\nd0001.jpg,2013-10-23,93443\\n")
+    >>> read_captures(tmp, {"d0001", "d0002"})
+    {'d0001': ('20131023', '093443')}
     """
     files = [path for path in list_folder(root) if path.name.lower() in FILE_NAMES]
     if not files:

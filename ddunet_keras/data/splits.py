@@ -292,10 +292,12 @@ def _divide_by_group(dataset, protocol, random):
 def _strata(dataset, protocol, originals, sizes):
     """The groups of the day and those of the night, or all of them where one kind has too few."""
     nights = Counter(_group(sample, protocol) for sample in originals if sample.night)
-    day, night = [], []
+    day = []
+    night = []
     for group in sorted(sizes, key=str):
         mostly_night = 2 * nights[group] > sizes[group]
-        (night if mostly_night else day).append(group)
+        stratum = night if mostly_night else day
+        stratum.append(group)
     if min(len(day), len(night)) >= len(PARTS):
         return [day, night]
     both = day + night

@@ -130,7 +130,13 @@ def cloud_cover(labels: ArrayLike, valid: ArrayLike | None = None) -> CloudCover
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
-    """What classes are called where nobody names them: sky first, then ever denser cloud."""
+    """What classes are called where nobody names them: sky first, then ever denser cloud.
+
+    Example:
+
+    >>> class_names(3)
+    ('sky', 'thin cloud', 'thick cloud')
+    """
     if num_classes == 2:
         return ("sky", "cloud")
     if num_classes == 3:

@@ -27,7 +27,8 @@ COARSE = (0.5, 0.3, 0.2, 0.1, 0.06)
 FINE = (0.08, 0.04, 0.04)
 """Distances from the ellipse, in radii, within which points are kept, one for each fit."""
 
-INSIDE, OUTSIDE = 0.985, 1.05
+INSIDE = 0.985
+OUTSIDE = 1.05
 """Radii of what is surely within the disc (its rim is blurred), and surely beyond it."""
 
 
