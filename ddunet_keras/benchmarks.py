@@ -313,7 +313,7 @@ def ablate(
         for width in config.base_channels
         for variant in config.variants
     ]
-    rows = []
+    rows: list[dict] = []
     result = {"about": _about(), "settings": training, "rows": rows}
     for one in combinations:
         name = "{variant}_c{base_channels}_{protocol}_{seed}".format(**one)

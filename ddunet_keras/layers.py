@@ -8,6 +8,8 @@ arXiv:2501.15385; where its text is open, the authors' code decides.
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -16,7 +18,7 @@ PACKAGE = "ddunet_keras"
 """Name under which the layers are registered for serialization."""
 
 
-def positive_int(name, value) -> int:
+def positive_int(name: str, value: Any) -> int:
     """`value` as an int.
 
     Raises:
@@ -68,14 +70,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     Input and output: (batch, height, width, channels).
     """
 
-    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
-        plain = mask is None and len(inputs.shape) == 4 and self.axis in (-1, 3)
-        plain = plain and self.scale and self.center and not self.synchronized
-        plain = plain and not getattr(self, "renorm", False)  # Keras 3.12 has none
-        if not plain or keras.backend.standardize_dtype(inputs.dtype) == "float64":
+        if not self._is_usual(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
         gamma, beta = (ops.convert_to_tensor(v) for v in (self.gamma, self.beta))
         if training and self.trainable:
@@ -91,6 +90,19 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             scale = gamma * ops.rsqrt(self.moving_variance + self.epsilon)
             outputs = (ops.cast(inputs, "float32") - self.moving_mean) * scale + beta
         return ops.cast(outputs, self.compute_dtype)
+
+    def _is_usual(self, inputs, mask):
+        """Whether the fused kernels compute what is asked for; the rest is left to Keras."""
+        return (
+            mask is None
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and self.scale
+            and self.center
+            and not self.synchronized
+            and not getattr(self, "renorm", False)  # Keras 3.12 has none
+            and keras.backend.standardize_dtype(inputs.dtype) != "float64"
+        )
 
 
 def _conv(layer, filters, kernel_size, name, **kwargs):
@@ -128,7 +140,7 @@ def _dense(layer, units, name, **kwargs):
 
 
 def _global_average(inputs):
-    """(batch, h, w, c) -> (batch, c), not summed in half precision: large maps overflow."""
+    """(batch, h, w, c) -> (batch, c), not summed in half precision: large feature maps overflow."""
     dtype = keras.backend.result_type(inputs.dtype, "float32")
     return ops.cast(ops.mean(ops.cast(inputs, dtype), axis=(1, 2)), inputs.dtype)
 
@@ -140,13 +152,13 @@ class ConvBNReLU(keras.layers.Layer):
     Args:
         filters: number of output channels.
         kernel_size: 1 or 3.
-        strides: 1 or 2. The map is padded by `kernel_size // 2` on every side, as PyTorch and
-            Paddle do; TensorFlow's "same" pads a stride of 2 on the right and bottom alone.
+        strides: 1 or 2. The feature map is padded by `kernel_size // 2` on every side, as PyTorch
+            and Paddle do; TensorFlow's "same" pads a stride of 2 on the right and bottom alone.
 
     Input: (batch, h, w, c). Output: (batch, ceil(h / strides), ceil(w / strides), filters).
     """
 
-    def __init__(self, filters, kernel_size=3, strides=1, **kwargs):
+    def __init__(self, filters: int, kernel_size: int = 3, strides: int = 1, **kwargs):
         super().__init__(**kwargs)
         self.filters = positive_int("filters", filters)
         self.kernel_size = positive_int("kernel_size", kernel_size)
@@ -208,7 +220,7 @@ class InvertedResidual(keras.layers.Layer):
     Input: (batch, h, w, c). Output: (batch, h, w, filters).
     """
 
-    def __init__(self, filters, **kwargs):
+    def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
         self.filters = positive_int("filters", filters)
         self.depthwise = _depthwise(self, "depthwise")
@@ -264,7 +276,7 @@ class DMSC(keras.layers.Layer):
     TensorShape([2, 32, 48, 8])
     """
 
-    def __init__(self, filters, dilation_rates=(1, 2, 3, 4), **kwargs):
+    def __init__(self, filters: int, dilation_rates: tuple[int, ...] = (1, 2, 3, 4), **kwargs):
         super().__init__(**kwargs)
         self.filters = positive_int("filters", filters)
         if not isinstance(dilation_rates, (tuple, list)) or not dilation_rates:
@@ -326,11 +338,13 @@ class DWBG(keras.layers.Layer):
 
     The global averages of the decoder's and the encoder's feature map of a stage, concatenated, go
     through two perceptrons of two layers; one gives a 3x3 kernel, the other a bias. The decoder's
-    map is convolved with them. Source: paper, section 2.3, eqs. 7 to 9, and the authors' code.
+    feature map is convolved with them. Source: paper, section 2.3, eqs. 7 to 9, and the authors'
+    code.
 
-    A convolution with one kernel per image has no fast form on most devices. Here the map is first
-    multiplied by the image's (c, 9 filters) matrix, then one fixed 3x3 convolution with one-hot
-    taps shifts and adds the nine products: the same sum, and little more work than a static kernel.
+    A convolution with one kernel per image has no fast form on most devices. Here the feature map
+    is first multiplied by the image's (c, 9 filters) matrix, then one fixed 3x3 convolution with
+    one-hot taps shifts and adds the nine products: the same sum, and little more work than a static
+    kernel.
 
     Args:
         filters: number of output channels: 1 for two classes, else one for each class.
@@ -349,7 +363,7 @@ class DWBG(keras.layers.Layer):
     TensorShape([2, 32, 48, 1])
     """
 
-    def __init__(self, filters, hidden_ratio=1, **kwargs):
+    def __init__(self, filters: int, hidden_ratio: int = 1, **kwargs):
         super().__init__(**kwargs)
         self.filters = positive_int("filters", filters)
         self.hidden_ratio = positive_int("hidden_ratio", hidden_ratio)
@@ -446,7 +460,7 @@ class UpConvBNReLU(keras.layers.Layer):
     Input: (batch, h, w, c). Output: (batch, 2 h, 2 w, filters).
     """
 
-    def __init__(self, filters, upsampling="bilinear", **kwargs):
+    def __init__(self, filters: int, upsampling: str = "bilinear", **kwargs):
         super().__init__(**kwargs)
         self.filters = positive_int("filters", filters)
         if upsampling not in ("bilinear", "align_corners"):

@@ -78,10 +78,10 @@ class SegmentationLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        ignore_label=IGNORE,
-        iou_weight=0.0,
-        saturating=False,
-        name="segmentation_loss",
+        ignore_label: int = IGNORE,
+        iou_weight: float = 0.0,
+        saturating: bool = False,
+        name: str = "segmentation_loss",
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
@@ -151,7 +151,9 @@ class _ConfusionMetric(keras.metrics.Metric):
     `sample_weight` of `update_state` is (batch,): one weight for each image.
     """
 
-    def __init__(self, num_classes=2, ignore_label=IGNORE, name=None, **kwargs):
+    def __init__(
+        self, num_classes: int = 2, ignore_label: int = IGNORE, name: str | None = None, **kwargs
+    ):
         super().__init__(name=name, **kwargs)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
@@ -185,7 +187,9 @@ class _ConfusionMetric(keras.metrics.Metric):
 class PixelAccuracy(_ConfusionMetric):
     """Share of the counting pixels that the logits classify rightly, pooled over all images."""
 
-    def __init__(self, num_classes=2, ignore_label=IGNORE, name="accuracy", **kwargs):
+    def __init__(
+        self, num_classes: int = 2, ignore_label: int = IGNORE, name: str = "accuracy", **kwargs
+    ):
         super().__init__(num_classes, ignore_label, name, **kwargs)
 
     def result(self):
@@ -196,7 +200,9 @@ class PixelAccuracy(_ConfusionMetric):
 class MeanIoU(_ConfusionMetric):
     """Mean over the classes of intersection over union, pooled over all images, from logits."""
 
-    def __init__(self, num_classes=2, ignore_label=IGNORE, name="miou", **kwargs):
+    def __init__(
+        self, num_classes: int = 2, ignore_label: int = IGNORE, name: str = "miou", **kwargs
+    ):
         super().__init__(num_classes, ignore_label, name, **kwargs)
 
     def result(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,6 +25,9 @@ from ddunet_keras.layers import (
 from ddunet_keras.presets import preset_file
 from ddunet_keras.recipes import VARIANTS
 from ddunet_keras.sky import Segmentation, segment
+
+MAX_CONFIG_BYTES = 1_000_000
+"""Longest description of a model that is read from a file; a DDUNet's has 3 kB."""
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -66,14 +70,14 @@ class DDUNet(keras.Model):
 
     def __init__(
         self,
-        image_shape=(304, 304, 3),
-        base_channels=8,
-        variant="full",
-        num_classes=2,
-        upsampling="bilinear",
-        deep_supervision=True,
-        dtype=None,
-        name="ddunet",
+        image_shape: tuple[int, int, int] = (304, 304, 3),
+        base_channels: int = 8,
+        variant: str = "full",
+        num_classes: int = 2,
+        upsampling: str = "bilinear",
+        deep_supervision: bool = True,
+        dtype: Any = None,
+        name: str = "ddunet",
     ):
         image_shape = _check_image_shape(image_shape)
         base_channels = positive_int("base_channels", base_channels)
@@ -183,7 +187,12 @@ class DDUNet(keras.Model):
         return cls(**config)
 
     @classmethod
-    def from_preset(cls, name="ddunet_c8", image_shape=None, deep_supervision=True) -> DDUNet:
+    def from_preset(
+        cls,
+        name: str = "ddunet_c8",
+        image_shape: tuple[int, int, int] | None = None,
+        deep_supervision: bool = True,
+    ) -> DDUNet:
         """A trained network that comes with the package.
 
         Args:
@@ -205,11 +214,29 @@ class DDUNet(keras.Model):
             return model
         return model.resized(image_shape or model.image_shape, deep_supervision)
 
-    def resized(self, image_shape, deep_supervision=False, dtype=None) -> DDUNet:
-        """The same network with the same weights for another `image_shape` and, where given,
-        dtype policy; unless asked for, without heads that only train."""
-        config = {**self.get_config(), "image_shape": image_shape}
-        config |= {"deep_supervision": deep_supervision} | ({"dtype": dtype} if dtype else {})
+    def resized(
+        self,
+        image_shape: tuple[int, int, int],
+        deep_supervision: bool = False,
+        dtype: Any = None,
+    ) -> DDUNet:
+        """The same network with the same weights for another size.
+
+        Args:
+            image_shape: (height, width, 3).
+            deep_supervision: keep the heads that only train.
+            dtype: a dtype policy in place of the model's own.
+
+        Example:
+
+        >>> DDUNet((32, 32, 3), base_channels=2).resized((64, 96, 3)).output_shape
+        (None, 64, 96, 1)
+        """
+        config = self.get_config()
+        config["image_shape"] = image_shape
+        config["deep_supervision"] = deep_supervision
+        if dtype:
+            config["dtype"] = dtype
         model = type(self)(**config)
         for layer in model.layers:
             layer.set_weights(self.get_layer(layer.name).get_weights())
@@ -240,7 +267,7 @@ class DDUNet(keras.Model):
         y, y_pred = {"logits": first(y)}, {"logits": first(y_pred)}
         return super().compute_metrics(x, y, y_pred, first(sample_weight))
 
-    def save(self, filepath, overwrite=True, **kwargs) -> None:
+    def save(self, filepath: str | Path, overwrite: bool = True, **kwargs) -> None:
         """Writes a `.keras` file, complete or not at all; `load_model` reads it.
 
         Args:
@@ -266,7 +293,7 @@ class DDUNet(keras.Model):
         with atomic_path(filepath) as temporary:
             super().save(temporary, **kwargs)
 
-    def predict_probabilities(self, image) -> np.ndarray:
+    def predict_probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities of one photo at the size of the network.
 
         Args:
@@ -284,7 +311,13 @@ class DDUNet(keras.Model):
             return ops.convert_to_numpy(ops.sigmoid(logits[0, ..., 0]))
         return ops.convert_to_numpy(ops.softmax(logits[0]))
 
-    def segment(self, image, threshold=0.5, horizon=None, channel_order="rgb") -> Segmentation:
+    def segment(
+        self,
+        image: np.ndarray,
+        threshold: float = 0.5,
+        horizon: Any = None,
+        channel_order: str = "rgb",
+    ) -> Segmentation:
         """Finds the clouds in one photo.
 
         Args:
@@ -321,7 +354,7 @@ def _check_image_shape(image_shape):
     return tuple(int(s) for s in shape)
 
 
-def load_model(path) -> DDUNet:
+def load_model(path: str | Path) -> DDUNet:
     """Loads a `.keras` file that holds a DDUNet, without its optimizer.
 
     The file's own description is checked first: it names no class but DDUNet, so nothing that a
@@ -336,7 +369,7 @@ def load_model(path) -> DDUNet:
         raise DataError(f"{path}: {what}; a model that `ddunet train` wrote was expected")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > 1_000_000:
+            if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
                 raise ValueError("its config.json is over 1 MB")
             config = json.loads(archive.read("config.json"))
         if config.get("registered_name") != f"{PACKAGE}>DDUNet":

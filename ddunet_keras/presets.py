@@ -10,7 +10,7 @@ from ddunet_keras.files import DataError
 WEIGHTS = Path(__file__).parent / "weights"
 """A folder a model: NAME/NAME.keras, run.json, split.json, curves.png; README.md is their card."""
 
-PRESETS = {
+PRESETS: dict[str, dict[str, str]] = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
@@ -31,7 +31,7 @@ DEFAULT = "ddunet_c8"
 """The preset whose `.tflite` file `ddunet predict` uses where no model is named."""
 
 
-def preset_file(name, kind="weights") -> Path:
+def preset_file(name: str, kind: str = "weights") -> Path:
     """The file of a preset, checked against its SHA-256.
 
     Args:

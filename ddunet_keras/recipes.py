@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddunet_keras.data.augmentation import Augmentation
 from ddunet_keras.data.datasets import LAYOUTS
@@ -29,6 +29,9 @@ from ddunet_keras.settings import (
     plain_values,
     setting,
 )
+
+if TYPE_CHECKING:
+    from ddunet_keras.model import DDUNet
 
 VARIANTS = ("full", "dmsc", "baseline")
 """The networks of Table II; `DDUNet` says what they are."""
@@ -112,7 +115,9 @@ class Recipe:
     def __post_init__(self):
         check_settings(self)
 
-    def compile_arguments(self, model, steps_per_epoch: int, epochs: int | None = None) -> dict:
+    def compile_arguments(
+        self, model: DDUNet, steps_per_epoch: int, epochs: int | None = None
+    ) -> dict:
         """What `model.compile` takes: optimizer, loss, loss_weights and metrics.
 
         Args:

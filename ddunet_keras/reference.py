@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddunet_keras.files import DataError, first_line
+
+if TYPE_CHECKING:
+    from ddunet_keras.model import DDUNet
 
 MAX_BYTES = 500_000_000
 """Largest checkpoint that is read (bytes); the widest DDUNet of the paper has 5 MB."""
@@ -43,6 +48,9 @@ _STAND_INS = {
     ("numpy._core.multiarray", "_reconstruct"): _Array,
 }
 
+_LINEAR = {"1": "0", "2": "2"}
+"""Places of the linear layers in the authors' two-layer perceptrons."""
+
 # our variable path -> the authors' parameter name, applied in this order
 _NAMES = (
     (r"^stem/", "in_conv/"),
@@ -71,7 +79,6 @@ _NAMES = (
     (r"/beta$", "/bias"),
     (r"/moving_(mean|variance)$", r"/_\1"),
 )
-_LINEAR = {"1": "0", "2": "2"}  # places of the linear layers in the authors' two-layer perceptrons
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -94,7 +101,7 @@ def _to_numpy(value):
     return array.reshape(shape, order="F" if fortran else "C").astype(dtype.name)
 
 
-def read_pdparams(path) -> dict[str, np.ndarray]:
+def read_pdparams(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a `.pdparams` file: the authors' parameter names and arrays.
 
     The file is a pickle. Arrays of floats are admitted; whatever else it asks for is refused before
@@ -132,7 +139,7 @@ def read_pdparams(path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def paddle_name(variable_path, variant="full") -> str:
+def paddle_name(variable_path: str, variant: str = "full") -> str:
     """The authors' name of a DDUNet variable, given its path after the model's name.
 
     Example:
@@ -158,7 +165,7 @@ def _to_keras(array, variable):
     return array.transpose(axes)
 
 
-def load_state(model, state, source="state") -> None:
+def load_state(model: DDUNet, state: Mapping[str, np.ndarray], source: Any = "state") -> None:
     """Sets a DDUNet's variables from a dict of the authors' parameter names and arrays.
 
     Raises:
@@ -195,7 +202,7 @@ def load_state(model, state, source="state") -> None:
         variable.assign(value)
 
 
-def load_paddle_weights(model, path) -> None:
+def load_paddle_weights(model: DDUNet, path: str | Path) -> None:
     """Loads a checkpoint of the authors into a DDUNet of the same variant and width.
 
     Build the model with `upsampling="align_corners"`, as theirs has.

@@ -28,7 +28,7 @@ model = DDUNet(images.shape[1:], base_channels=2)
 load_state(model, state)
 model.compile(
     optimizer=keras.optimizers.SGD(1e-3, global_clipnorm=1.0),
-    loss=SegmentationLoss(iou_weight=0.5),
+    loss=[SegmentationLoss(iou_weight=0.5) for _ in model.outputs],
     loss_weights=[1, 0.5, 0.2],
     metrics=[PixelAccuracy(), MeanIoU()],
 )
@@ -60,7 +60,7 @@ def on_tensorflow():
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_training_step_is_the_same(backend, on_tensorflow):
     if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
+        pytest.skip(f"{backend} is not installed; `.ci/run` installs it")
     other = step(backend)
     assert other["history"].keys() == on_tensorflow["history"].keys()
     for name, (value,) in on_tensorflow["history"].items():

@@ -225,6 +225,28 @@ def test_a_file_of_another_suffix(tmp_path, saved):
     assert_no_model(other, "not a .keras file")
 
 
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5", "model", "model.weights.h5"])
+def test_a_name_that_could_not_be_loaded_again_is_refused(tmp_path, segmenter, name):
+    with pytest.raises(ValueError, match=r"must end in \.keras\. Received: filepath=") as e:
+        segmenter.save(tmp_path / name)
+    assert "\n" not in str(e.value) and not any(tmp_path.iterdir())
+
+
+def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path, segmenter, saved, monkeypatch):
+    path = tmp_path / "model.keras"
+    segmenter.save(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
+    with pytest.raises(OSError, match="no space"):
+        segmenter.save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.keras"]
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip at all", bytes(range(256)) * 40])
 def test_a_file_that_is_no_zip(tmp_path, content):
     path = tmp_path / "model.keras"
@@ -342,11 +364,11 @@ def test_a_foreign_loss_in_a_file_is_not_looked_at(tmp_path, saved, segmenter):
 # --- training ------------------------------------------------------------------------------------
 
 
-def test_fit_takes_one_loss_and_one_set_of_labels_for_three_heads():
+def test_fit_takes_one_set_of_labels_for_three_heads():
     model, x, y = small("full", (32, 32, 3)), images(2, 32, 32), labels(2, 32, 32)
     model.compile(
         keras.optimizers.SGD(0.01),
-        SegmentationLoss(),
+        [SegmentationLoss() for _ in range(3)],
         loss_weights=[1, 0.4, 0.2],
         metrics=[PixelAccuracy(), MeanIoU()],
     )
@@ -400,8 +422,16 @@ def test_three_classes_train():
 
 
 def compiled(model, **kwargs):
-    model.compile("sgd", SegmentationLoss(), run_eagerly=True, **kwargs)
+    losses = [SegmentationLoss() for _ in model.outputs]
+    model.compile("sgd", losses, run_eagerly=True, **kwargs)
     return model
+
+
+def test_one_loss_serves_all_heads():
+    model, x, y = small("full"), images(), labels()
+    expected = compiled(model).test_on_batch(x, y, return_dict=True)["loss"]
+    model.compile("sgd", SegmentationLoss(), run_eagerly=True)
+    assert model.test_on_batch(x, y, return_dict=True)["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_metrics_see_the_output_of_full_size():
@@ -424,6 +454,23 @@ def test_sample_weights_count_for_every_head():
     assert loss == pytest.approx(alone, rel=1e-4)
 
 
+def test_weights_of_pixels_are_refused_in_one_line():
+    model, x, y = compiled(small("full")), images(), labels()
+    weights = np.ones((2, 32, 48), "float32")
+    with pytest.raises(ValueError, match=r"label a pixel 255 .* shape: \(2, 32, 48\)") as e:
+        model.train_on_batch(x, y, sample_weight=weights)
+    assert "\n" not in str(e.value)
+
+
+def test_weighted_metrics_weigh_images():
+    model, x, y = small("full"), images(), labels()
+    compiled(model, metrics=[PixelAccuracy()], weighted_metrics=[PixelAccuracy(name="weighted")])
+    scores = model.test_on_batch(x, y, sample_weight=np.array([3.0, 1.0]), return_dict=True)
+    right = ((numpy_of(model(x))[0][..., 0] > 0) == y).mean(axis=(1, 2))
+    assert scores["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
+    assert scores["weighted"] == pytest.approx((3 * right[0] + right[1]) / 4, abs=1e-6)
+
+
 def test_each_head_may_have_labels_of_its_own():
     model, x, y = small("full"), images(), labels()
     compiled(model)
@@ -434,6 +481,8 @@ def test_each_head_may_have_labels_of_its_own():
     expected = [SegmentationLoss()(t, h) for t, h in zip((y, other, other[:, ::2, ::2]), heads)]  # noqa: B905
     assert loss == pytest.approx(sum(map(float, expected)), rel=1e-4)
     assert loss != pytest.approx(given_once, rel=1e-3)
+    named = {"head_1": y, "head_2": other, "head_3": other[:, ::2, ::2]}
+    assert model.test_on_batch(x, named, return_dict=True)["loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_mixed_precision_trains_with_float32_weights_and_a_scaled_loss():
@@ -458,7 +507,7 @@ def test_a_compiled_model_goes_on_from_its_file(tmp_path):
     model, x, y = small("full", dtype="mixed_float16"), images(), labels()
     model.compile(
         keras.optimizers.Adam(0.01),
-        SegmentationLoss(iou_weight=0.5),
+        [SegmentationLoss(iou_weight=0.5) for _ in model.outputs],
         loss_weights=[1, 0.5, 0.2],
         run_eagerly=True,
     )

@@ -63,8 +63,8 @@ def deviations(model, numbers):
         f"logits_{i}": deviation(logits, to_nhwc(numbers[f"logits_{i}_nchw"]))
         for i, logits in enumerate(outputs)
     }
-    weights = list(AUXILIARY) if len(outputs) > 1 else None
-    model.compile("sgd", SegmentationLoss(saturating=True), loss_weights=weights)
+    losses = [SegmentationLoss(saturating=True) for _ in outputs]
+    model.compile("sgd", losses, loss_weights=list(AUXILIARY[: len(outputs)]))
     loss = float(model.compute_loss(y=to_nhwc(numbers["mask_nchw"]), y_pred=outputs))
     return {**found, "loss": abs(loss / float(numbers["loss"]) - 1)}
 

@@ -31,7 +31,7 @@ def test_rounds_to_steps_from_a_phase_for_each_image_and_channel():
     assert len(np.unique(np.round(phases[:, 0, 0], 3))) == 6
 
 
-def test_every_map_but_the_heads_is_rounded_and_the_layers_are_shared():
+def test_every_feature_map_but_the_heads_is_rounded_and_the_layers_are_shared():
     model = DDUNet((32, 32, 3), base_channels=2)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("float32")
     noisy = module.rounded(model, [images], noise=2.6)

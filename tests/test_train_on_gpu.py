@@ -1,5 +1,6 @@
 """The JAX network of `train_on_gpu.py` against the Keras network: values, gradients, averages."""
 
+import gpu_network
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,13 +33,14 @@ def _model():
     return model
 
 
+@pytest.mark.slow
 def test_network_equals_keras():
     model, rng = _model(), np.random.default_rng(1)
     images = rng.uniform(-1, 1, (3, 32, 48, 3)).astype("float32")
     target = rng.uniform(0, 1, (3, 32, 48)).astype("float32")
     values = {v.path: np.asarray(v) for v in model.variables}
     weights, moving = train_on_gpu.divide({k: jnp.asarray(v) for k, v in values.items()})
-    Network, loss = train_on_gpu._network()
+    Network, loss = gpu_network.Network, gpu_network.loss
     planar = jnp.asarray(images.transpose(0, 3, 1, 2))
     inferred = _jit(lambda x: Network(weights, moving, False, jnp.float32)(x))(planar)
     for ours, theirs in zip(inferred, model(images, training=False), strict=True):
@@ -90,7 +92,7 @@ def test_photos_are_warped_and_resized_as_by_pillow():
         assert off.max() <= 1 and off.mean() < 0.01  # a sum that is whole but for rounding
         assert cloud.min() >= 0 and cloud.max() <= 1 and ((cloud > 0.5) != mask).mean() < 0.02
     for size in ((48, 64), (24, 32)):
-        tall, wide = map(train_on_gpu.resampling, shape, size)
+        tall, wide = map(gpu_network.resampling, shape, size)
         resized = np.einsum("ih,hwc,jw->ijc", tall, images[0].astype("float32"), wide)
         assert abs(resized - resize_image(images[0], size)).max() <= 1.01
 

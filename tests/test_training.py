@@ -1,9 +1,11 @@
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import keras
@@ -23,7 +25,7 @@ from ddunet_keras import (
 from ddunet_keras.files import DataError
 from ddunet_keras.training import L2Adam, Recipe, best_row
 
-SMALL = {"variant": "baseline", "base_channels": 2, "image_size": 32, "batch_size": 4}
+SMALL = {"variant": "baseline", "base_channels": 2, "image_size": 32, "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,17 @@ def skies(tmp_path_factory):
     root = tmp_path_factory.mktemp("skies")
     write_synthetic(root, 48, image_size=(40, 40), seed=5)
     return root
+
+
+@pytest.fixture
+def eagerly():
+    """Without graphs: tracing one takes longer than the few steps of a test."""
+    tensorflow = pytest.importorskip("tensorflow")
+    tensorflow.config.run_functions_eagerly(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
+        yield
+    tensorflow.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +101,14 @@ def test_a_run_is_not_overwritten_and_resumed_only_as_it_was(skies, finished):
         train(skies, out, epochs=3, resume=True, verbose=0, **SMALL)
     with pytest.raises(DataError, match="was started with seed=0, not 1"):
         train(skies, out, epochs=2, seed=1, resume=True, verbose=0, **SMALL)
+    (out / ".partial-xyz.keras").write_bytes(b"PK")  # of a training that was killed
     again = train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)  # nothing is left to do
+    assert not list(out.glob(".partial-*"))
     assert again["last"]["epoch"] == 2
     assert (out / "last.keras").read_bytes() == before
 
 
 def test_resume_of_broken_files(skies, finished, tmp_path):
-    import shutil
-
     out = tmp_path / "broken"
     shutil.copytree(finished[0], out)
     whole = (out / "last.keras").read_bytes()
@@ -111,6 +124,24 @@ def test_resume_of_broken_files(skies, finished, tmp_path):
     (out / "run.json").write_text("{")
     with pytest.raises(DataError, match="not a readable run"):
         train(skies, out, epochs=2, resume=True, verbose=0, **SMALL)
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_a_run_that_was_killed_before_it_stood_is_begun_again(skies, finished, tmp_path):
+    """Killed before `run.json`: there is a split, and what was being written."""
+    out = tmp_path / "run"
+    for resume in (True, False):
+        out.mkdir()
+        (out / ".partial-abc.json").write_text("{")
+        shutil.copy(finished[0] / "split.json", out)
+        run = train(skies, out, epochs=1, resume=resume, verbose=0, **SMALL)
+        assert run["last"]["epoch"] == 1
+        assert not list(out.glob(".partial-*"))
+        shutil.rmtree(out)
+    out.mkdir()
+    (out / "notes.txt").write_text("not of a training")
+    with pytest.raises(DataError, match=r"holds no run\.json to resume"):
+        train(skies, out, epochs=1, resume=True, verbose=0, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -131,16 +162,20 @@ def test_bad_arguments_leave_no_run(skies, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_broken_photo_stops_the_training_in_one_line(tmp_path):
     write_synthetic(tmp_path / "s", 48, image_size=(32, 32), seed=5)
     dataset = open_dataset(tmp_path / "s")
     broken = dataset.find(make_split(dataset).train[7]).image
     broken.write_bytes(b"")
     with pytest.raises(DataError, match=f"{broken.name}: the file is empty") as e:
-        train(tmp_path / "s", tmp_path / "run", epochs=1, verbose=0, **SMALL)
+        # batches so small that an epoch leaves no image out
+        options = SMALL | {"batch_size": 1}
+        train(tmp_path / "s", tmp_path / "run", epochs=1, verbose=0, **options)
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_initial_weights_are_where_training_starts(skies, finished, tmp_path):
     still = Recipe(learning_rate=0.0, warmup_epochs=0, weight_decay=0.0)
     source = finished[0] / "last.keras"
@@ -153,16 +188,17 @@ def test_initial_weights_are_where_training_starts(skies, finished, tmp_path):
         train(skies, tmp_path / "b", epochs=1, **{**options, "base_channels": 4})
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_validation_images_and_another_data_set_are_trained_on_as_well(skies, tmp_path):
     write_synthetic(tmp_path / "others", 9, image_size=(48, 32), seed=6)
     other = open_dataset(tmp_path / "others")
     names = [sample.name for sample in other]
     part = Split("custom", 0, tuple(names[:8]), (), (names[8],), layout="folder")
     also = [(tmp_path / "others", part)]
-    options = SMALL | {"batch_size": 2, "epochs": 1, "verbose": 0}
+    options = SMALL | {"batch_size": 8, "epochs": 1, "verbose": 0}
     run = train(skies, tmp_path / "a", with_validation=True, also=also, **options)
     split = make_split(open_dataset(skies))
-    assert run["last"]["iterations"] == (len(split.train) + len(split.val) + 8) // 2
+    assert run["last"]["iterations"] == (len(split.train) + len(split.val) + 8) // 8
     assert run["settings"]["also"][0]["images"] == names[:8]
     assert run["best"] == run["last"]
     assert not any(key.startswith("val_") for key in run["last"])
@@ -171,6 +207,7 @@ def test_validation_images_and_another_data_set_are_trained_on_as_well(skies, tm
         train(skies, tmp_path / "b", also=[(skies, replace(part, layout="hyta"))], **options)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_learning_rate_instead_of_the_recipes(skies, tmp_path):
     train(skies, tmp_path / "run", epochs=2, learning_rate=1e-5, verbose=0, **SMALL)
     # warmed up after the first epoch, and zero after the last
@@ -178,6 +215,7 @@ def test_learning_rate_instead_of_the_recipes(skies, tmp_path):
     assert rates == pytest.approx([1e-5, 0.0])
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_mixed_precision_trains(skies, tmp_path):
     run = train(skies, tmp_path / "run", epochs=1, mixed_precision=True, verbose=0, **SMALL)
     assert np.isfinite(run["last"]["loss"])

@@ -1,4 +1,4 @@
-"""Trains a model on, so that rounding its maps to int8 moves its logits less.
+"""Trains a model on, so that rounding its feature maps to int8 moves its logits less.
 
     python tools/train_for_int8.py DATA MODEL.keras OUT.keras --with-validation --also DATA2 SPLIT2
 
@@ -18,61 +18,103 @@ import itertools
 import sys
 from pathlib import Path
 
-from ddunet_keras import DataError, Pipeline, Split, load_model, make_split, open_dataset
+from ddunet_keras import (
+    RECIPES,
+    Augmentation,
+    DataError,
+    Pipeline,
+    Split,
+    load_model,
+    make_split,
+    open_dataset,
+)
 from ddunet_keras.data.datasets import Mixture
-from ddunet_keras.deploy.quantize import _LOGITS, MILD
 from ddunet_keras.files import first_line
 from ddunet_keras.layers import DMSC, DWBG
-from ddunet_keras.training import RECIPES, save_model
 
 import keras
 import numpy as np
 from keras import ops
 
+LOGIT_LIMIT = 6.24
+"""Beyond it a probability changes by less than 1/512: an int8 file gives 0 or 1 there."""
+
+MILD = Augmentation(
+    crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+)
+"""Near to the photos, as the model's own logits are the targets."""
+
+RANGE_BATCHES = 12
+"""Batches that the ranges of activations are taken from."""
+
+NARROWEST = 1 / 32
+"""Least range of a channel over the layer's widest: quantization does not resolve it better."""
+
 
 class Rounding(keras.layers.Layer):
-    """Rounds each channel to multiples of a step, from a random phase on; the gradient passes."""
+    """Rounds each channel to multiples of its scale, from a random phase on; the gradient passes.
 
-    def __init__(self, step, **kwargs):
+    Args:
+        scales: one for each channel.
+    """
+
+    def __init__(self, scales, **kwargs):
         super().__init__(**kwargs)
-        self.step = np.asarray(step, "float32")
+        self.scales = np.asarray(scales, "float32")
         self.random = keras.random.SeedGenerator(0)
 
     def call(self, inputs):
-        shape = (ops.shape(inputs)[0], 1, 1, len(self.step))
+        shape = (ops.shape(inputs)[0], 1, 1, len(self.scales))
         phase = keras.random.uniform(shape, seed=self.random)
-        rounded = (ops.round(inputs / self.step + phase) - phase) * self.step
+        rounded = (ops.round(inputs / self.scales + phase) - phase) * self.scales
         return inputs + ops.stop_gradient(rounded - inputs)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
 
+def channel_ranges(layers, model, images):
+    """Range of each channel of each layer's output: name -> (channels,).
+
+    The lowest and highest values are means over the images, as one odd image shall not count.
+    """
+    inside = keras.Model(model.inputs[0], [layer.output for layer in layers])
+    lowest = {layer.name: [] for layer in layers}
+    highest = {layer.name: [] for layer in layers}
+    for batch in images:
+        for layer, values in zip(layers, inside(batch, training=False), strict=True):
+            values = ops.convert_to_numpy(values)
+            lowest[layer.name].append(values.min(axis=(1, 2)).mean(axis=0))
+            highest[layer.name].append(values.max(axis=(1, 2)).mean(axis=0))
+    ranges = {}
+    for name in lowest:
+        low = np.minimum(np.mean(lowest[name], axis=0), 0)
+        high = np.maximum(np.mean(highest[name], axis=0), 0)
+        ranges[name] = np.maximum(high - low, NARROWEST * (high - low).max() + 1e-6)
+    return ranges
+
+
 def rounded(model, images, noise):
-    """The model, on the same layers, with all maps rounded in steps of a share of their range.
+    """The model, on the same layers, with all feature maps rounded.
 
     Args:
         model: a `DDUNet`.
-        images: batches of inputs, whose maps show the ranges.
-        noise: length of a step in 1/255 of a channel's range; behind a DMSC, which rounds several
-            maps inside, twice as long.
+        images: batches of inputs, which show the ranges of the activations.
+        noise: the scale in 1/255 of a channel's range; behind a DMSC, which rounds several
+            feature maps inside, twice as much.
     """
-    maps = [x for x in model.layers if not isinstance(x, (keras.layers.InputLayer, DWBG))]
-    inside = keras.Model(model.inputs[0], [layer.output for layer in maps])
-    ends = []  # of batches and maps: the channels' lowest and highest values, means over images
-    for batch in images:
-        values = map(ops.convert_to_numpy, inside(batch, training=False))
-        ends.append([(y.min((1, 2)).mean(0), y.max((1, 2)).mean(0)) for y in values])
-    steps = {}
-    for layer, values in zip(maps, zip(*ends, strict=True), strict=True):
-        low, high = np.mean(values, 0)
-        width = np.maximum(high, 0) - np.minimum(low, 0)
-        width = np.maximum(width, width.max() / 32 + 1e-6)  # as `equalization` bounds it
-        steps[layer.name] = width / 255 * noise * (2 if isinstance(layer, DMSC) else 1)
+    unrounded = (keras.layers.InputLayer, DWBG)  # the photo, and the logits
+    layers = [layer for layer in model.layers if not isinstance(layer, unrounded)]
+    scales = {}
+    for layer in layers:
+        factor = 2 if isinstance(layer, DMSC) else 1
+        scales[layer.name] = factor * noise / 255
+    for name, width in channel_ranges(layers, model, images).items():
+        scales[name] = scales[name] * width
 
     def call(layer, *args, **kwargs):
         outputs = layer(*args, **kwargs)
-        return Rounding(steps[layer.name])(outputs) if layer.name in steps else outputs
+        return Rounding(scales[layer.name])(outputs) if layer.name in scales else outputs
 
     return keras.models.clone_model(model, clone_function=lambda x: x, call_function=call)
 
@@ -86,9 +128,13 @@ class Robust(keras.Model):
 
     def __init__(self, model, teacher, noisy, weight):
         super().__init__()
-        self.model, self.teacher, self.noisy, self.weight = model, teacher, noisy, weight
+        self.model = model
+        self.teacher = teacher
+        self.noisy = noisy
+        self.weight = weight
         teacher.trainable = False
-        self.drift, self.noise = keras.metrics.Mean("drift"), keras.metrics.Mean("noise")
+        self.drift = keras.metrics.Mean("drift")
+        self.noise = keras.metrics.Mean("noise")
 
     def call(self, inputs, training=None):
         # without training: batch normalization keeps its averages, and so the deployed network
@@ -96,11 +142,14 @@ class Robust(keras.Model):
         return [keras.tree.flatten(network(inputs, training=False)) for network in networks]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        drift, weights = 0.0, RECIPES["default"].aux_weights
-        for weight, truth, logits in zip(weights, *y_pred[:2], strict=False):
-            truth = ops.clip(truth, *_LOGITS["LOGISTIC"])
+        truths, outputs, moved_outputs = y_pred
+        drift = 0.0
+        for weight, truth, logits in zip(
+            RECIPES["default"].aux_weights, truths, outputs, strict=False
+        ):
+            truth = ops.clip(truth, -LOGIT_LIMIT, LOGIT_LIMIT)
             drift += weight * ops.mean(_entropy(truth, logits) - _entropy(truth, truth))
-        logits, moved = y_pred[1][0], y_pred[2][0]
+        logits, moved = outputs[0], moved_outputs[0]
         share = ops.sigmoid(logits)
         curvature = ops.stop_gradient(share * (1 - share))
         noise = ops.mean(curvature * ops.square(moved - logits)) / 2
@@ -117,14 +166,15 @@ def train(model, pipeline, out, *, epochs, learning_rate, noise, weight):
     """Trains a two-class `DDUNet` on, and writes it after each epoch; returns Keras's history."""
     teacher = keras.models.clone_model(model)
     teacher.set_weights(model.get_weights())
-    some = itertools.islice(pipeline.data(), min(12, pipeline.steps))
+    steps = pipeline.steps
+    some = itertools.islice(pipeline.data(), min(RANGE_BATCHES, steps))
     noisy = rounded(model, [images for images, _ in some], noise)
-    network, steps = Robust(model, teacher, noisy, weight), pipeline.steps
+    network = Robust(model, teacher, noisy, weight)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, (epochs - 1) * steps), warmup_target=learning_rate, warmup_steps=steps
     )
     network.compile(keras.optimizers.Adam(rate))
-    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: save_model(model, out))
+    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: model.save(out))
     return network.fit(
         pipeline.data(),
         steps_per_epoch=steps,
@@ -133,6 +183,20 @@ def train(model, pipeline, out, *, epochs, learning_rate, noise, weight):
         callbacks=[keep],
         verbose=2,
     )
+
+
+def open_pipeline(options, size):
+    """Photos of the training parts of all data sets that are named."""
+    datasets = [open_dataset(options.data)]
+    splits = [make_split(datasets[0], options.protocol, 0)]
+    if options.with_validation:
+        splits = [splits[0].with_validation()]
+    for folder, path in options.also:
+        datasets.append(open_dataset(folder))
+        splits.append(Split.load(path))
+        splits[-1].check(datasets[-1])
+    names = [(index, name) for index, split in enumerate(splits) for name in split.train]
+    return Pipeline(Mixture(*datasets), names, size, augmentation=MILD)
 
 
 def main(arguments=None):
@@ -150,7 +214,7 @@ def main(arguments=None):
     parser.add_argument(
         "--learning-rate", type=float, default=5e-4, help="4 channels need less: 2e-4"
     )
-    parser.add_argument("--noise", type=float, default=2.6, help="steps in 1/255 of a range")
+    parser.add_argument("--noise", type=float, default=2.6, help="scale in 1/255 of a range")
     parser.add_argument("--weight", type=float, default=10, help="of the rounding's loss")
     options = parser.parse_args(arguments)
     try:
@@ -161,18 +225,15 @@ def main(arguments=None):
             raise DataError(f"{options.model}: has {model.num_classes} classes; 2 were expected")
         size = (options.size, options.size)
         model = model.resized((*size, 3), deep_supervision=len(model.outputs) > 1)
-        datasets = [open_dataset(options.data)]
-        splits = [make_split(datasets[0], options.protocol, 0)]
-        if options.with_validation:
-            splits = [splits[0].with_validation()]
-        for folder, path in options.also:
-            datasets.append(open_dataset(folder))
-            splits.append(Split.load(path))
-            splits[-1].check(datasets[-1])
-        names = [(index, name) for index, split in enumerate(splits) for name in split.train]
-        pipeline = Pipeline(Mixture(*datasets), names, size, augmentation=MILD)
-        settings = {key: getattr(options, key) for key in ("epochs", "noise", "weight")}
-        train(model, pipeline, options.out, learning_rate=options.learning_rate, **settings)
+        train(
+            model,
+            open_pipeline(options, size),
+            options.out,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            noise=options.noise,
+            weight=options.weight,
+        )
     except (DataError, ValueError) as error:
         parser.exit(2, f"error: {first_line(error)}\n")
 

@@ -6,13 +6,8 @@
 
 The first and last need Keras; the second only JAX, NumPy and Pillow, and runs where the GPU is
 (with PYTHONPATH=. where the package is not installed).
-Keras on JAX computes the same, but in kernels that make a step of this network, whose maps are
-large and whose channels are few, many times slower. Here maps are (batch, channels, height, width)
-in bfloat16, a depthwise convolution is nine shifted products that XLA fuses, and the images stay on
-the device, where they are warped and resampled; masks become cloud fractions. Of the draws,
-`--fresh` are new augmentations, as SWINySEG's own, of the photos that are none themselves; the
-others are photos of the training list, flipped and cropped.
-`tests/test_train_on_gpu.py` compares values, gradients and averages with the Keras network.
+`gpu_network.py` has the network, and why it is not Keras's. The images stay on the device, where
+they are warped and resampled; masks become cloud fractions.
 
 The learning rate follows the clock, so a run ends in time on any machine. `OUT/last.npz` is written
 every 45 seconds and is a start like any other; `history.csv` has a line for every epoch.
@@ -22,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,192 +28,16 @@ import numpy as np
 from ddunet_keras.data.datasets import open_dataset, swinyseg_draw
 from ddunet_keras.data.splits import make_split
 from ddunet_keras.files import DataError, atomic_path, first_line, write_json
-from ddunet_keras.images import align_corners_matrix
 
-EPSILON = 1e-5  # of batch normalization
-RANGE_PENALTY, IOU_WEIGHT, AUX_WEIGHTS = 0.1, 0.5, (1.0, 0.5, 0.2)  # as RECIPES["default"]
-WEIGHT_DECAY, BATCH = 1e-4, 32
-
-
-# === The network ===
-
-
-def _network():
-    """The functions that need JAX, as a namespace: `export` and `import` run without it."""
-    import jax
-    import jax.numpy as jnp
-    from jax import lax
-
-    f32 = jnp.float32
-
-    def shifts(maps, rate=1):
-        """What each of the nine taps of a 3x3 kernel sees of maps padded with zeros, float32."""
-        height, width = maps.shape[2:]
-        padded = jnp.pad(maps, ((0, 0), (0, 0), (rate, rate), (rate, rate)))
-        for top in (0, rate, 2 * rate):
-            for left in (0, rate, 2 * rate):
-                yield padded[:, :, top : top + height, left : left + width].astype(f32)
-
-    def shifted_sum(maps, kernel, rate):
-        """3x3 depthwise convolution of maps with a kernel (9, c)."""
-        taps = zip(shifts(maps, rate), kernel[:, :, None, None], strict=True)
-        return sum(seen * weights for seen, weights in taps).astype(maps.dtype)
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-    def depthwise(maps, kernel, rate):
-        return shifted_sum(maps, kernel, rate)
-
-    def depthwise_backward(rate, saved, gradient):
-        maps, kernel = saved
-        exact = gradient.astype(f32)
-        taps = [jnp.sum(seen * exact, axis=(0, 2, 3)) for seen in shifts(maps, rate)]
-        return shifted_sum(gradient, kernel[::-1], rate), jnp.stack(taps)
-
-    depthwise.defvjp(lambda m, k, rate: (shifted_sum(m, k, rate), (m, k)), depthwise_backward)
-
-    def product(maps, kernel):
-        batch, channels, height, width = maps.shape
-        kernel = jnp.broadcast_to(kernel.T.astype(maps.dtype), (batch, *kernel.T.shape))
-        flat = maps.reshape(batch, channels, height * width)
-        out = lax.dot_general(kernel, flat, (((2,), (1,)), ((0,), (0,))))
-        return out.reshape(batch, -1, height, width)
-
-    @jax.custom_vjp
-    def pointwise(maps, kernel):
-        return product(maps, kernel)
-
-    def pointwise_backward(saved, gradient):
-        maps, kernel = saved
-        flat, other = (a.reshape(*a.shape[:2], -1) for a in (maps, gradient))
-        each = lax.dot_general(
-            flat, other, (((2,), (2,)), ((0,), (0,))), preferred_element_type=f32
-        )
-        return product(gradient, kernel.T), jnp.sum(each, axis=0)
-
-    pointwise.defvjp(lambda m, k: (product(m, k), (m, k)), pointwise_backward)
-
-    def enlarge(maps):
-        rows, columns = (jnp.asarray(resampling(n, 2 * n), maps.dtype) for n in maps.shape[2:])
-        return jnp.einsum("ih,bchj->bcij", rows, jnp.einsum("bchw,jw->bchj", maps, columns))
-
-    class Network:
-        """One pass. `averages` are the moments of this batch where `train` is true."""
-
-        def __init__(self, weights, moving, train, dtype=jnp.bfloat16):
-            self.weights, self.moving, self.train, self.dtype = weights, moving, train, dtype
-            self.averages, self.penalty = {}, 0.0
-
-        def norm(self, name, maps):
-            mean, variance = (self.moving[f"{name}/moving_{k}"] for k in ("mean", "variance"))
-            gamma, beta = (self.weights[f"{name}/{k}"] for k in ("gamma", "beta"))
-            if self.train:  # moments about the moving mean, which lies near: no digits are lost
-                near = maps.astype(f32) - mean[None, :, None, None]
-                first, second = (jnp.mean(a, axis=(0, 2, 3)) for a in (near, near * near))
-                mean, variance = first + mean, second - first * first
-                self.averages[f"{name}/moving_mean"] = lax.stop_gradient(mean)
-                self.averages[f"{name}/moving_variance"] = lax.stop_gradient(variance)
-            scale = gamma * lax.rsqrt(variance + EPSILON)
-            mean, scale, beta = (a[None, :, None, None] for a in (mean, scale, beta))
-            return (maps.astype(f32) - mean) * scale + beta
-
-        def depthwise(self, name, maps, rate=1):
-            return depthwise(maps, self.weights[f"{name}/kernel"].reshape(9, -1), rate)
-
-        def conv(self, name, maps, stride=1):
-            kernel = self.weights[f"{name}/kernel"]
-            if kernel.shape[0] == 1:
-                return pointwise(maps, kernel[0, 0])
-            return lax.conv_general_dilated(
-                maps,
-                kernel.astype(maps.dtype),
-                window_strides=(stride, stride),
-                padding=[(1, 1), (1, 1)],
-                dimension_numbers=("NCHW", "HWIO", "NCHW"),
-            )
-
-        def conv_norm_relu(self, name, maps, stride=1):
-            maps = self.norm(f"{name}/norm", self.conv(f"{name}/conv", maps, stride))
-            return jax.nn.relu(maps).astype(self.dtype)
-
-        def dense(self, name, x):
-            kernel, bias = (self.weights[f"{name}/{k}"] for k in ("kernel", "bias"))
-            return jnp.matmul(x, kernel, precision="highest") + bias
-
-        def residual(self, name, maps):
-            x = self.norm(f"{name}/depthwise_norm", self.depthwise(f"{name}/depthwise", maps))
-            x = self.conv(f"{name}/pointwise", jnp.clip(x, 0, 6).astype(self.dtype))
-            same = x.shape == maps.shape
-            x = self.norm(f"{name}/pointwise_norm", x)
-            return (maps.astype(f32) + x if same else x).astype(self.dtype)
-
-        def dmsc(self, name, maps):
-            x = self.conv_norm_relu(f"{name}/in_conv", maps)
-            gate = jax.nn.relu(self.dense(f"{name}/gate_1", average(x)))
-            gate = jax.nn.softmax(self.dense(f"{name}/gate_2", gate))
-            mixed = 0.0
-            for i, rate in enumerate((1, 2, 3, 4)):
-                branch = self.depthwise(f"{name}/branch_{i}", x, rate)
-                branch = jax.nn.relu(self.norm(f"{name}/branch_norm_{i}", branch))
-                mixed += gate[:, i, None, None, None] * branch
-            if self.train:
-                self.penalty += jnp.mean(jnp.square(jax.nn.relu(mixed - 6.0)))
-            mixed = self.residual(f"{name}/residual", mixed.astype(self.dtype))
-            out = self.conv(f"{name}/out_conv", mixed).astype(f32)
-            out += self.weights[f"{name}/out_conv/bias"][None, :, None, None]
-            out = self.norm(f"{name}/out_norm", out.astype(self.dtype))
-            return jax.nn.relu(x.astype(f32) + out).astype(self.dtype)
-
-        def head(self, name, decoder, encoder):
-            batch, channels, height, width = decoder.shape
-            averages = jnp.concatenate([average(decoder), average(encoder)], -1)
-            kernel, bias = (
-                self.dense(f"{name}/{k}_2", jax.nn.relu(self.dense(f"{name}/{k}_1", averages)))
-                for k in ("weight", "bias")
-            )
-            flat = decoder.astype(f32).reshape(batch, channels, -1)
-            taps = lax.dot_general(
-                kernel.reshape(batch, channels, 9), flat, (((1,), (1,)), ((0,), (0,)))
-            ).reshape(batch, 9, height, width)
-            return sum(seen[:, tap] for tap, seen in enumerate(shifts(taps))) + bias[:, :, None]
-
-        def __call__(self, images):
-            """(batch, 3, h, w) in [-1, 1] -> logits at full, half and quarter size."""
-            x, skips = self.conv_norm_relu("stem", images.astype(self.dtype)), []
-            for stage in range(5):
-                x = self.conv_norm_relu(f"down_{stage}", x, 2) if stage else x
-                x = self.dmsc(f"encoder_{stage + 1}", x)
-                skips.append(x)
-            decoded = []
-            for stage in range(1, 5):
-                x = self.norm(f"up_{stage}/norm", enlarge(self.conv(f"up_{stage}/conv", x)))
-                x = jnp.concatenate([jax.nn.relu(x).astype(self.dtype), skips[4 - stage]], 1)
-                for part in (1, 2):
-                    x = self.residual(f"decoder_{stage}_{part}", x)
-                decoded.append(x)
-            return [self.head(f"head_{i + 1}", decoded[3 - i], skips[i]) for i in range(3)]
-
-    def average(maps):
-        return jnp.mean(maps.astype(f32), axis=(2, 3))
-
-    def loss(logits, target):
-        """Of `SegmentationLoss(iou_weight=IOU_WEIGHT)`; target (batch, h, w) in [0, 1]."""
-        if logits.shape != target.shape:
-            rows, columns = (
-                align_corners_matrix(*sides).astype("float32")
-                for sides in zip(target.shape[1:], logits.shape[1:], strict=True)
-            )
-            target = jnp.einsum("ih,bhw,jw->bij", rows, target, columns)
-        entropy = jax.nn.softplus(logits) - logits * target
-        probability, count = jax.nn.sigmoid(logits), logits[0].size
-        both, true, predicted = (
-            jnp.sum(a, axis=(1, 2)) for a in (target * probability, target, probability)
-        )
-        both = jnp.stack([both, count - true - predicted + both])
-        true, predicted = (jnp.stack([a, count - a]) for a in (true, predicted))
-        iou = (both + 0.01 * count) / (true + predicted - both + 0.01 * count)
-        return jnp.mean(jnp.mean(entropy, axis=(1, 2)) + IOU_WEIGHT * (1 - jnp.mean(iou, axis=0)))
-
-    return Network, loss
+RANGE_PENALTY = 0.1  # this, the next and the decay are those of RECIPES["default"]
+AUX_WEIGHTS = (1.0, 0.5, 0.2)
+WEIGHT_DECAY = 1e-4
+BATCH = 32
+WARMUP_STEPS = 150
+LATE = 0.8  # share of the time after which photos are cropped less, as they are when it is used
+LATE_CROP = 0.95
+STEPS_BETWEEN_LOOKS = 10  # the device works ahead of Python in between
+SECONDS_BETWEEN_FILES = 45
 
 
 # === Training ===
@@ -271,14 +89,6 @@ def load(dataset, train):
     return np.stack(photos)
 
 
-def resampling(size, new_size):
-    """(new_size, size) weights of `images.resize_image` along one axis."""
-    scale = max(1, size / new_size)
-    places = (np.arange(new_size)[:, None] + 0.5) * size / new_size - 0.5
-    weights = np.maximum(0, 1 - abs(places - np.arange(size)) / scale)
-    return (weights / weights.sum(1, keepdims=True)).astype("float32")
-
-
 def warped(photos, chosen, transforms):
     """`images.warp` of some photos: (b, 3, h, w), 0..255, and cloud fractions (b, h, w).
 
@@ -305,89 +115,170 @@ def warped(photos, chosen, transforms):
     return jnp.floor(mixed[:, :3] + 1e-3), mixed[:, 3]  # as Pillow, which cuts the fraction off
 
 
+class Draws:
+    """Draws batches: which photos, and the transforms of `warped` for them.
+
+    A share `fresh` of a batch are new augmentations, as SWINySEG's own, of the photos that are none
+    themselves; the others are photos of the list in random order, each once, mirrored and cropped.
+
+    Args:
+        count: number of training photos.
+        originals: places of those that are no augmentations.
+        fresh: share of new augmentations, 0 to 1.
+        shape: (height, width) of the photos.
+        seed: equal seeds give equal draws.
+    """
+
+    def __init__(self, count, originals, fresh, shape, seed):
+        self.count = count
+        self.originals = originals
+        self.fresh = fresh
+        self.shape = shape
+        self.random = np.random.default_rng(seed)
+        self.order = np.zeros(0, int)
+
+    def __call__(self, crop):
+        """Places (BATCH,) and transforms (BATCH, 2, 3); `crop` is the least share of a side."""
+        while len(self.order) < BATCH:
+            again = self.random.permutation(self.count)
+            self.order = np.concatenate([self.order, again])
+        fresh = self.random.uniform(size=BATCH) < self.fresh
+        listed = BATCH - fresh.sum()
+        chosen = np.empty(BATCH, "int32")
+        chosen[fresh] = self.random.choice(self.originals, fresh.sum())
+        chosen[~fresh] = self.order[:listed]
+        self.order = self.order[listed:]
+        transforms = [self._augmented() if new else self._cropped(crop) for new in fresh]
+        return chosen, np.array(transforms, "float32")
+
+    def _augmented(self):
+        return np.column_stack(swinyseg_draw(self.random, self.shape))
+
+    def _cropped(self, crop):
+        share = self.random.uniform(crop, 1)
+        matrix = np.diag(share * self.random.choice([-1, 1], 2))
+        width_first = np.array(self.shape[::-1])
+        shift = self.random.uniform(-0.5, 0.5, 2) * (1 - share) * width_first
+        return np.column_stack([matrix, shift])
+
+
+class Trainer:
+    """Weights, optimizer and averages on the device, and the step that changes them.
+
+    The state is a tuple: weights, Adam's two moments, batch normalization's averages, number of
+    steps, and sums of loss, accuracy and steps since `take_sums`.
+
+    Args:
+        values: path of a variable -> array, as `export` writes them.
+        shape: (height, width) of the photos.
+        size: side that they are resized to, a multiple of 16.
+    """
+
+    def __init__(self, values, shape, size):
+        from gpu_network import resampling
+        from jax.flatten_util import ravel_pytree
+
+        weights, moving = divide(values)
+        without_decay = ("bias", "gamma", "beta")
+        decays = {k: np.full_like(v, not k.endswith(without_decay)) for k, v in weights.items()}
+        flat, self.unravel = ravel_pytree(weights)
+        flat_moving, self.unravel_moving = ravel_pytree(moving)
+        self.decays = np.asarray(ravel_pytree(decays)[0])
+        self.tall, self.wide = (resampling(side, size) for side in shape)
+        self.restart(np.asarray(flat), np.asarray(flat_moving))
+
+    def restart(self, weights, averages):
+        """Takes these weights and averages, and new moments."""
+        import jax.numpy as jnp
+
+        zeros = np.zeros(weights.shape, "float32")
+        sums = np.zeros(3, "float32")
+        parts = (weights, zeros, zeros.copy(), averages, np.float32(0), sums)
+        self.state = tuple(jnp.array(part) for part in parts)
+
+    def step(self, state, photos, chosen, transforms, rate, momentum):
+        """AdamW, gradients of norm 1 at most. Rate 0 leaves the weights as they are."""
+        import jax
+        import jax.numpy as jnp
+        from jax.flatten_util import ravel_pytree
+
+        weights, first, second, averages, count, sums = state
+        images, masks = warped(photos, chosen, transforms)
+        images = jnp.einsum("ih,bchw,jw->bcij", self.tall, images, self.wide) / 127.5 - 1
+        masks = jnp.einsum("ih,bhw,jw->bij", self.tall, masks, self.wide)
+
+        def objective(weights):
+            return self.objective(weights, averages, images, masks)
+
+        (total, (seen, right)), gradient = jax.value_and_grad(objective, has_aux=True)(weights)
+        gradient *= jnp.minimum(1.0, 1.0 / jnp.linalg.norm(gradient))
+        count += 1
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        deviation = jnp.sqrt(second / (1 - 0.999**count)) + 1e-7
+        change = first / (1 - 0.9**count) / deviation + WEIGHT_DECAY * self.decays * weights
+        averages = momentum * averages + (1 - momentum) * ravel_pytree(seen)[0]
+        sums += jnp.stack([total, right, 1.0])
+        return weights - rate * change, first, second, averages, count, sums
+
+    def objective(self, weights, averages, images, masks):
+        """The loss, and beside it the batch's averages and accuracy."""
+        import jax.numpy as jnp
+        from gpu_network import Network, loss
+
+        network = Network(self.unravel(weights), self.unravel_moving(averages), train=True)
+        logits = network(images)
+        total = RANGE_PENALTY * network.penalty
+        for weight, part in zip(AUX_WEIGHTS, logits, strict=True):
+            total += weight * loss(part, masks)
+        right = jnp.mean((logits[0] > 0) == (masks >= 0.5))
+        return total, (network.averages, right)
+
+    def compile(self, photos_shape, draws):
+        """Compiles the step for photos of this shape, which takes a minute or two."""
+        import jax
+
+        photos = jax.ShapeDtypeStruct(photos_shape, "uint32")
+        inputs = (self.state, photos, *draws(1), np.float32(0), np.float32(0))
+        self.compiled = jax.jit(self.step, donate_argnums=0).lower(*inputs).compile()
+
+    def run(self, photos, draw, rate, momentum=0.9):
+        """One step."""
+        rate, momentum = np.float32(rate), np.float32(momentum)
+        self.state = self.compiled(self.state, photos, *draw, rate, momentum)
+
+    def wait(self):
+        self.state[0].block_until_ready()
+
+    def take_sums(self):
+        """Mean loss and accuracy since it was last called."""
+        import jax.numpy as jnp
+
+        total, right, count = np.asarray(self.state[5])
+        self.state = (*self.state[:5], jnp.zeros(3))
+        return float(total / count), float(right / count)
+
+    def save(self, path):
+        weights, averages = self.state[0], self.state[3]
+        write_weights(path, {**self.unravel(weights), **self.unravel_moving(averages)})
+
+    def settle_averages(self, photos, draws):
+        """Batch normalization's averages of these very weights, over 60 batches."""
+        weights, averages = np.asarray(self.state[0]), np.asarray(self.state[3])
+        self.restart(weights, averages)
+        for number in range(60):
+            self.run(photos, draws(LATE_CROP), 0.0, momentum=number / (number + 1))
+
+
 def train(data, start, out, options):
     """Writes last.npz and history.csv as it goes, and final.npz and run.json at the end."""
     began = time.time()
     import jax
-    import jax.numpy as jnp
-    from jax.flatten_util import ravel_pytree
-
-    Network, loss = _network()
-    weights, moving = divide(read_weights(start))
-    flat, unravel = ravel_pytree(weights)
-    moving_flat, unravel_moving = ravel_pytree(moving)
-    kept = ("bias", "gamma", "beta")  # without decay
-    decays = {k: np.full_like(v, not k.endswith(kept)) for k, v in weights.items()}
-    decays = np.asarray(ravel_pytree(decays)[0])
-    flat, moving_flat = np.asarray(flat), np.asarray(moving_flat)
-
-    def step(state, photos, chosen, transforms, rate, momentum):
-        """AdamW, gradients of norm 1 at most. Rate 0 leaves the weights as they are."""
-        value, first, second, averages, count, sums = state
-        x, y = warped(photos, chosen, transforms)
-        x = jnp.einsum("ih,bchw,jw->bcij", tall, x, wide) / 127.5 - 1
-        y = jnp.einsum("ih,bhw,jw->bij", tall, y, wide)
-
-        def objective(value):
-            network = Network(unravel(value), unravel_moving(averages), train=True)
-            logits = network(x)
-            losses = [loss(part, y) for part in logits]
-            total = sum(w * part for w, part in zip(AUX_WEIGHTS, losses, strict=True))
-            right = jnp.mean((logits[0] > 0) == (y >= 0.5))
-            return total + RANGE_PENALTY * network.penalty, (network.averages, right)
-
-        (total, (seen, right)), gradient = jax.value_and_grad(objective, has_aux=True)(value)
-        gradient *= jnp.minimum(1.0, 1.0 / jnp.linalg.norm(gradient))
-        count += 1
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        change = jnp.sqrt(second / (1 - 0.999**count)) + 1e-7
-        change = first / (1 - 0.9**count) / change + WEIGHT_DECAY * decays * value
-        averages = momentum * averages + (1 - momentum) * ravel_pytree(seen)[0]
-        return (
-            value - rate * change,
-            first,
-            second,
-            averages,
-            count,
-            sums + jnp.stack([total, right, 1.0]),
-        )
-
-    rng, order = np.random.default_rng(options.seed), np.zeros(0, int)
-
-    def draw(crop):
-        """Which photos, and `warped`'s transforms of them."""
-        nonlocal order
-        while len(order) < BATCH:
-            order = np.concatenate([order, rng.permutation(len(listed))])
-        fresh = rng.uniform(size=BATCH) < options.fresh
-        chosen = np.empty(BATCH, "int32")
-        chosen[fresh] = rng.choice(originals, fresh.sum())
-        chosen[~fresh], order = np.split(order, [BATCH - fresh.sum()])
-        transforms = np.empty((BATCH, 2, 3), "float32")
-        for new, transform in zip(fresh, transforms, strict=True):
-            if new:
-                transform[:, :2], transform[:, 2] = swinyseg_draw(rng, shape)
-            else:
-                share = rng.uniform(crop, 1)
-                transform[:, :2] = np.diag(share * rng.choice([-1, 1], 2))
-                transform[:, 2] = rng.uniform(-0.5, 0.5, 2) * (1 - share) * shape[::-1]
-        return chosen, transforms
-
-    def run(state, rate, momentum=0.9, crop=options.crop):
-        rate, momentum = np.float32(rate), np.float32(momentum)
-        return compiled(state, photos, *draw(crop), rate, momentum)
-
-    def state_of(value, averages):
-        zeros = np.zeros_like(flat)
-        parts = (value, zeros, zeros.copy(), averages, np.float32(0), np.zeros(3, "float32"))
-        return tuple(jnp.array(part) for part in parts)
-
-    def save(state, name):
-        write_weights(out / f"{name}.npz", {**unravel(state[0]), **unravel_moving(state[3])})
 
     def say(text):
         print(f"{time.time() - began:6.1f} s  {text}", flush=True)
 
+    values = read_weights(start)
     if any(out.glob("*.npz")):
         raise DataError(f"{out}: holds a run; name another folder, or start from its .npz")
     out.mkdir(parents=True, exist_ok=True)
@@ -396,52 +287,67 @@ def train(data, start, out, options):
         have = f"{len(originals)} of {len(listed)} training images are no augmentations"
         raise ValueError(f"--fresh {options.fresh:g}: must lie in [0, 1], and {have}")
     shape = dataset.load(dataset.find(listed[0]))[1].shape
-    tall, wide = (resampling(side, options.size) for side in shape)
+    draws = Draws(len(listed), originals, options.fresh, shape, options.seed)
+    trainer = Trainer(values, shape, options.size)
     say(f"{len(listed)} images on {jax.devices()[0]}; compiling, which takes a minute or two")
     with ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(load, dataset, listed)
-        images = jax.ShapeDtypeStruct((len(listed), *shape), "uint32")
-        state = state_of(flat, moving_flat)
-        inputs = (state, images, *draw(1), np.float32(0), np.float32(0))
-        compiled = jax.jit(step, donate_argnums=0).lower(*inputs).compile()
+        trainer.compile((len(listed), *shape), draws)
         photos = jax.device_put(loaded.result())
     say("compiled")
-    begin = written = time.time()
-    steps = epoch = 0
-    seconds = began + 60 * options.minutes - begin
+    seconds = began + 60 * options.minutes - time.time()
     if seconds <= 0:
         raise ValueError(f"--minutes {options.minutes:g} ended before the first step")
+    steps = train_for(seconds, trainer, photos, draws, out, options, say)
+    trainer.settle_averages(photos, draws)
+    trainer.save(out / "final.npz")
+    settings = {
+        **vars(options),
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "steps": steps,
+        "epochs": steps * BATCH / len(listed),
+        "batch_size": BATCH,
+    }
+    write_json(out / "run.json", settings)
+    say(f"{steps} steps; wrote {out / 'final.npz'}")
+
+
+def train_for(seconds, trainer, photos, draws, out, options, say):
+    """Steps until the time is over, and returns their number.
+
+    The learning rate rises over WARMUP_STEPS and falls as a cosine of the share of the time.
+    """
+    begin = written = time.time()
+    steps = epoch = 0
     with open(out / "history.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("epoch", "learning_rate", "loss", "accuracy", "seconds"))
-        while (done := (time.time() - begin) / seconds) < 1:
+        while True:
+            done = (time.time() - begin) / seconds
+            if done >= 1:
+                return steps
             rate = options.learning_rate * (1 + np.cos(np.pi * done)) / 2
-            rate *= min(1, (steps + 1) / 150)
-            for _ in range(10):
-                state = run(state, rate, crop=options.crop if done < 0.8 else 0.95)
-            steps += 10
-            state[0].block_until_ready()
-            if (past := steps * BATCH // len(listed)) > epoch:
-                total, right, count = np.asarray(state[5])
-                state, epoch = (*state[:5], jnp.zeros(3)), past
-                row = (epoch, f"{rate:.3g}")
-                row += (f"{total / count:.4f}", f"{right / count:.4f}")
-                rows.writerow((*row, f"{time.time() - begin:.1f}"))
-                if not np.isfinite(total):
-                    raise ValueError("the loss diverged; take a lower --learning-rate")
-                file.flush()
-                say("epoch {}, rate {}, loss {}, accuracy {}".format(*row))
-                if time.time() - written > 45:
-                    save(state, "last")
-                    written = time.time()
-    final = state_of(state[0], state[3])
-    for number in range(60):  # batch normalization's averages of these very weights
-        final = run(final, 0.0, momentum=number / (number + 1), crop=0.95)
-    save(final, "final")
-    settings = vars(options) | {"jax": jax.__version__, "device": str(jax.devices()[0].device_kind)}
-    settings |= {"steps": steps, "epochs": steps * BATCH / len(listed), "batch_size": BATCH}
-    write_json(out / "run.json", settings)
-    say(f"{steps} steps; wrote {out / 'final.npz'}")
+            rate *= min(1, (steps + 1) / WARMUP_STEPS)
+            crop = options.crop if done < LATE else LATE_CROP
+            for _ in range(STEPS_BETWEEN_LOOKS):
+                trainer.run(photos, draws(crop), rate)
+            steps += STEPS_BETWEEN_LOOKS
+            trainer.wait()
+            past = steps * BATCH // draws.count
+            if past == epoch:
+                continue
+            epoch = past
+            loss, accuracy = trainer.take_sums()
+            row = (epoch, f"{rate:.3g}", f"{loss:.4f}", f"{accuracy:.4f}")
+            rows.writerow((*row, f"{time.time() - begin:.1f}"))
+            file.flush()
+            if not np.isfinite(loss):
+                raise ValueError("the loss diverged; take a lower --learning-rate")
+            say("epoch {}, rate {}, loss {}, accuracy {}".format(*row))
+            if time.time() - written > SECONDS_BETWEEN_FILES:
+                trainer.save(out / "last.npz")
+                written = time.time()
 
 
 # === From and to Keras ===

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,17 @@ class Pipeline:
     Batch: images float32 (batch, height, width, 3) in [-1, 1], labels uint8 (batch, height, width)
     with 255 where a pixel is ignored.
 
-    Example: with augmentation `data()` is endless, so `fit` is told the steps of an epoch.
+    Example: with augmentation `data()` is endless, so `fit` is told the steps of an epoch, as in
+    `model.fit(train.data(), steps_per_epoch=train.steps, shuffle=False)`.
 
-    >>> train = Pipeline(dataset, names, (32, 32), augmentation=Augmentation())  # doctest: +SKIP
-    >>> model.fit(train.data(), steps_per_epoch=train.steps, shuffle=False)  # doctest: +SKIP
+    >>> dataset = dd.open_dataset(dd.write_synthetic(tmp / "skies", 10, image_size=(32, 32)))
+    >>> names = [sample.name for sample in dataset]
+    >>> train = Pipeline(dataset, names, (32, 32), batch_size=4, augmentation=Augmentation())
+    >>> train.steps
+    2
+    >>> image, labels = train.item(epoch=0, position=3)
+    >>> image.shape, labels.shape
+    ((32, 32, 3), (32, 32))
 
     Raises:
         ValueError: no names, or a size that is not positive.
@@ -51,9 +59,9 @@ class Pipeline:
 
     def __init__(
         self,
-        dataset,
-        names: Sequence[str],
-        image_size,
+        dataset: Any,
+        names: Sequence[Any],
+        image_size: tuple[int, int],
         batch_size: int = 16,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -68,7 +76,8 @@ class Pipeline:
             )
         self.dataset = dataset
         self.samples = [dataset.find(name) for name in names]
-        self.image_size = tuple(image_size)
+        height, width = image_size
+        self.image_size = (height, width)
         self.batch_size = min(batch_size, len(names)) if augmentation else batch_size
         self.augmentation = augmentation
         self.seed = seed
@@ -76,8 +85,8 @@ class Pipeline:
         self._stored_size = tuple(math.ceil(side / zoom) for side in self.image_size)
         if cache is None:
             cache = 4 * math.prod(self._stored_size) * len(names) <= CACHE_BYTES
-        self._cache = {} if cache else None
-        self.error = None
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
+        self.error: Exception | None = None
 
     @property
     def steps(self) -> int:
