@@ -160,7 +160,9 @@ def write_cpuinfo(root: Path, cpu: str) -> None:
     (root / "proc" / "cpuinfo").write_text("".join(cores))
 
 
-def emulate(root: Path, cpu: str, data: bytes, feeds: np.ndarray, runs: int):
+def emulate(
+    root: Path, cpu: str, data: bytes, feeds: np.ndarray, runs: int
+) -> tuple[np.ndarray, int]:
     """Outputs of `runs` images, and all instructions that they and the start took."""
     write_cpuinfo(root, cpu)
     with tempfile.TemporaryDirectory() as name:
@@ -171,7 +173,8 @@ def emulate(root: Path, cpu: str, data: bytes, feeds: np.ndarray, runs: int):
         command = ["qemu-aarch64", "-cpu", cpu, "-plugin", root / "count.so", "-L", root]
         command += ["-E", f"PYTHONPATH={root / 'site'}", root / "usr/bin/python3.11"]
         said = shell(*command, root / "worker.py", model, source, target, str(runs))
-        return np.load(target), int(re.search(r"instructions (\d+)", said)[1])
+        (instructions,) = re.findall(r"instructions (\d+)", said)
+        return np.load(target), int(instructions)
 
 
 def random_network(side: int, base_channels: int) -> dict[str, bytes]:

@@ -66,10 +66,11 @@ def convert_cases(data: Path, results: Path, cases: list[Case], verify: int) -> 
 
     dataset = open_dataset(data)
     split = make_split(dataset, "date", 0)
-    for name, target, size in cases:
+    for name, target, (height, width) in cases:
+        size = (height, width)
         start = time.perf_counter()
         model = load_model(name)
-        config = ConversionConfig(tuple(size), target=target, inspect=False)
+        config = ConversionConfig(size, target=target, inspect=False)
         photos = labelled_photos(
             dataset, split, config.size, count=CALIBRATION_PHOTOS, verify=verify
         )
