@@ -371,6 +371,7 @@ def test_fit_takes_one_set_of_labels_for_three_heads():
         [SegmentationLoss() for _ in range(3)],
         loss_weights=[1, 0.4, 0.2],
         metrics=[PixelAccuracy(), MeanIoU()],
+        run_eagerly=True,  # to trace the graph takes longer than a step
     )
     before = {w.path: ops.convert_to_numpy(w).copy() for w in model.weights}
     history = model.fit(x, y, batch_size=2, epochs=1, verbose=0).history

@@ -63,6 +63,7 @@ def test_loss_is_the_divergence_of_probabilities():
     assert moved == pytest.approx(10 * divergence, rel=0.02)
 
 
+@pytest.mark.slow
 def test_training_lowers_what_rounding_moves(folder, tmp_path):
     model = DDUNet((32, 32, 3), base_channels=2)
     dataset = open_dataset(folder)
