@@ -276,9 +276,9 @@ def test_a_planned_file_shows_its_plan(tmp_path):
     report = quick(write_tflite(model))
     assert report.memory["planned"] == 5 * 512 + 96
     report.plot(tmp_path / "plan.png")
-    quick(small()).plot(tmp_path / "plain.png")
+    quick(small()).plot(tmp_path / "unplanned.png")
     heights = []
-    for name in ("plan", "plain"):
+    for name in ("plan", "unplanned"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             heights.append(picture.height)
     assert heights[0] > heights[1]
@@ -450,7 +450,7 @@ def rules(model):
     return [(entry["level"], entry["rule"]) for entry in check["findings"]]
 
 
-MAP = (1, 8, 8, 4)
+SHAPE = (1, 8, 8, 4)
 AXES = {
     "rows": (np.array([1, 2]), "int32"),
     "batch": (np.array([0]), "int32"),
@@ -462,39 +462,45 @@ KERNEL = (np.ones((4, 3, 3, 4)), "int8")
 @pytest.mark.parametrize(
     ("kind", "inputs", "output", "options", "broken"),
     [
-        ("ADD", [MAP, MAP], MAP, {}, None),
-        ("CONV_2D", [MAP, KERNEL], MAP, CONV, None),
-        ("CONV_2D", [MAP, KERNEL], MAP, {**CONV, "dilationWFactor": 2}, "dilation is 1 in y and 2"),
-        ("CONV_2D", [MAP, (4, 3, 3, 4)], MAP, CONV, "its weights must be constant"),
-        ("MEAN", [MAP, AXES["rows"]], (1, 4), {}, None),
-        ("MEAN", [MAP, AXES["channels"]], (1, 8, 8), {}, None),
+        ("ADD", [SHAPE, SHAPE], SHAPE, {}, None),
+        ("CONV_2D", [SHAPE, KERNEL], SHAPE, CONV, None),
+        (
+            "CONV_2D",
+            [SHAPE, KERNEL],
+            SHAPE,
+            {**CONV, "dilationWFactor": 2},
+            "dilation is 1 in y and 2",
+        ),
+        ("CONV_2D", [SHAPE, (4, 3, 3, 4)], SHAPE, CONV, "its weights must be constant"),
+        ("MEAN", [SHAPE, AXES["rows"]], (1, 4), {}, None),
+        ("MEAN", [SHAPE, AXES["channels"]], (1, 8, 8), {}, None),
         ("MEAN", [(1, 8, 8, 3), AXES["channels"]], (1, 8, 8), {}, "no multiple of 4"),
-        ("MEAN", [MAP, AXES["batch"]], (8, 8, 4), {}, "reduces the batch"),
+        ("MEAN", [SHAPE, AXES["batch"]], (8, 8, 4), {}, "reduces the batch"),
         (
             "PAD",
-            [MAP, (np.array([[0, 0], [1, 1], [1, 1], [0, 0]]), "int32")],
+            [SHAPE, (np.array([[0, 0], [1, 1], [1, 1], [0, 0]]), "int32")],
             (1, 10, 10, 4),
             {},
             None,
         ),
         (
             "PAD",
-            [MAP, (np.array([[0, 1], [0, 0], [0, 0], [0, 0]]), "int32")],
+            [SHAPE, (np.array([[0, 1], [0, 0], [0, 0], [0, 0]]), "int32")],
             (2, 8, 8, 4),
             {},
             "pads the batch",
         ),
         ("SOFTMAX", [(1, 1, 1, 4)], (1, 1, 1, 4), {}, None),
-        ("SOFTMAX", [MAP], MAP, {}, "one dimension"),
+        ("SOFTMAX", [SHAPE], SHAPE, {}, "one dimension"),
         ("SOFTMAX", [(1, 16001)], (1, 16001), {}, "at most 16,000"),
-        ("CONCATENATION", [MAP, MAP], (1, 8, 8, 8), {}, None),
+        ("CONCATENATION", [SHAPE, SHAPE], (1, 8, 8, 8), {}, None),
         ("BATCH_MATMUL", [(1, 8, 4), (1, 4, 2)], (1, 8, 2), {}, "no such operator"),
-        ("CAST", [MAP], MAP, {}, "no such operator"),
+        ("CAST", [SHAPE], SHAPE, {}, "no such operator"),
         ("RELU", [(2, 8, 8, 4)], (2, 8, 8, 4), {}, "three innermost dimensions"),
         ("RELU", [(8, 8, 4)], (8, 8, 4), {}, None),
-        ("RELU", [MAP], MAP, {"dtype": "int16"}, "is int16"),
-        ("RELU", [MAP], MAP, {"dtype": "uint8"}, None),
-        ("MEAN", [], MAP, {}, "not those of its kind"),
+        ("RELU", [SHAPE], SHAPE, {"dtype": "int16"}, "is int16"),
+        ("RELU", [SHAPE], SHAPE, {"dtype": "uint8"}, None),
+        ("MEAN", [], SHAPE, {}, "not those of its kind"),
     ],
 )
 def test_edge_tpu_rules(kind, inputs, output, options, broken):
@@ -506,7 +512,7 @@ def test_edge_tpu_rules(kind, inputs, output, options, broken):
 
 
 def test_an_operator_beyond_the_short_list_is_not_checked():
-    assert rules(one("MAXIMUM", [MAP, MAP], MAP)) == [
+    assert rules(one("MAXIMUM", [SHAPE, SHAPE], SHAPE)) == [
         ("WARN", "not checked here: see Coral's list of supported operations")
     ]
 
@@ -526,10 +532,10 @@ def test_edge_tpu_finding_names_operator_and_tensor_and_what_comes_before():
 
 def test_edge_tpu_warns_of_resizing_and_of_float_inputs():
     size = (np.array([16, 16]), "int32")
-    resize = one("RESIZE_BILINEAR", [MAP, size], (1, 16, 16, 4))
+    resize = one("RESIZE_BILINEAR", [SHAPE, size], (1, 16, 16, 4))
     assert edge_tpu_check(resize)["result"] == "WARN"
     file = File()
-    image, inside, out = (file.tensor(MAP, t) for t in ("float32", "int8", "int8"))
+    image, inside, out = (file.tensor(SHAPE, t) for t in ("float32", "int8", "int8"))
     file.operator("QUANTIZE", [image], [inside])
     file.operator("RELU", [inside], [out])
     assert rules(read_tflite(file.write([image], [out]))) == [

@@ -16,8 +16,8 @@ _VERSIONS = {schema.BuiltinOperator.CONV_2D: 4, schema.BuiltinOperator.RESHAPE: 
 
 def gray_photo(size, seed=0):
     """uint8 (h, w, 3), noise whose logits are multiples of 0.375."""
-    steps = np.random.default_rng(seed).integers(-21, 22, size)
-    return np.repeat((128 + 6 * steps)[..., None], 3, axis=-1).astype(np.uint8)
+    grays = np.random.default_rng(seed).integers(-21, 22, size)
+    return np.repeat((128 + 6 * grays)[..., None], 3, axis=-1).astype(np.uint8)
 
 
 def logits(image, channels=1):

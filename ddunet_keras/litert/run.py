@@ -381,12 +381,15 @@ def _alone(model, operator):
     """A model of one operator of the first subgraph."""
     graph = model.subgraphs[0]
     part = schema.SubGraphT()
-    part.tensors, part.operators = graph.tensors, [operator]
+    part.tensors = graph.tensors
+    part.operators = [operator]
     part.inputs = [i for i in operator.inputs if i >= 0 and constant(model, graph, i) is None]
     part.outputs = operator.outputs
     kept = {graph.tensors[i].buffer for i in operator.inputs + operator.outputs if i >= 0}
     alone = schema.ModelT()
-    alone.version, alone.operatorCodes, alone.subgraphs = 3, model.operatorCodes, [part]
+    alone.version = model.version
+    alone.operatorCodes = model.operatorCodes
+    alone.subgraphs = [part]
     alone.buffers = [
         buffer if index in kept else schema.BufferT() for index, buffer in enumerate(model.buffers)
     ]
