@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; the names and modules of _HOME
     from ddunet_keras.benchmarks import ablate, benchmark
+    from ddunet_keras.data.augmentation import Augmentation
     from ddunet_keras.data.datasets import Dataset, open_dataset
-    from ddunet_keras.data.pipeline import Augmentation, Pipeline
+    from ddunet_keras.data.pipeline import Pipeline
     from ddunet_keras.data.splits import Split, make_split
     from ddunet_keras.data.synthetic import synthetic_sky, write_synthetic
+    from ddunet_keras.deploy.calibrate import labelled_photos, unlabelled_photos
+    from ddunet_keras.deploy.config import ConversionConfig
     from ddunet_keras.deploy.convert import convert
     from ddunet_keras.evaluation import evaluate
     from ddunet_keras.files import DataError, read_image
     from ddunet_keras.layers import DMSC, DWBG
     from ddunet_keras.model import DDUNet, load_model
     from ddunet_keras.presets import PRESETS
+    from ddunet_keras.recipes import RECIPES, AblationConfig, Recipe, TrainingConfig
     from ddunet_keras.reference import load_paddle_weights
     from ddunet_keras.segmenter import Segmenter
     from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask
-    from ddunet_keras.training import RECIPES, Recipe, train
+    from ddunet_keras.training import train
 
 # oneDNN makes training about three times as fast on an x86 CPU; TensorFlow turns it on by itself
 # only for newer ones, and reads this when it is first imported. Set it to "0" to leave it off.
@@ -40,10 +44,12 @@ _HOME = {
     "DMSC": "layers",
     "DWBG": "layers",
     "load_paddle_weights": "reference",
-    "Augmentation": "data.pipeline",
+    "Augmentation": "data.augmentation",
     "Pipeline": "data.pipeline",
-    "RECIPES": "training",
-    "Recipe": "training",
+    "RECIPES": "recipes",
+    "Recipe": "recipes",
+    "TrainingConfig": "recipes",
+    "AblationConfig": "recipes",
     "train": "training",
     "evaluate": "evaluation",
     "benchmark": "benchmarks",
@@ -56,6 +62,9 @@ _HOME = {
     "write_synthetic": "data.synthetic",
     "Segmenter": "segmenter",
     "convert": "deploy.convert",
+    "ConversionConfig": "deploy.config",
+    "labelled_photos": "deploy.calibrate",
+    "unlabelled_photos": "deploy.calibrate",
     "CloudCover": "sky",
     "Segmentation": "sky",
     "cloud_cover": "sky",
@@ -68,8 +77,10 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "DWBG",
     "PRESETS",
     "RECIPES",
+    "AblationConfig",
     "Augmentation",
     "CloudCover",
+    "ConversionConfig",
     "DDUNet",
     "DataError",
     "Dataset",
@@ -78,6 +89,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "Segmentation",
     "Segmenter",
     "Split",
+    "TrainingConfig",
     "__version__",
     "ablate",
     "benchmark",
@@ -85,6 +97,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "convert",
     "evaluate",
     "horizon_mask",
+    "labelled_photos",
     "load_model",
     "load_paddle_weights",
     "make_split",
@@ -92,6 +105,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "read_image",
     "synthetic_sky",
     "train",
+    "unlabelled_photos",
     "write_synthetic",
 ]
 
@@ -104,8 +118,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(__name__):
             raise
+        extra = "plot" if error.name == "matplotlib" else "train"
         raise ModuleNotFoundError(
-            f"{__name__}.{name} needs {error.name}: pip install 'ddunet-keras[train]'",
+            f"{__name__}.{name} needs {error.name}: pip install 'ddunet-keras[{extra}]'",
             name=error.name,
         ) from None
 

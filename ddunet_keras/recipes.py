@@ -257,7 +257,7 @@ class TrainingConfig:
     data: Path = setting(PATH, help="folder of a data set", metavar="DATA", positional=True)
     out: Path = setting(PATH, help="folder for what comes of it", metavar="RUN")
     layout: str | None = setting(
-        Choice(LAYOUTS), None, help="how the data set lies there (default: found by looking)"
+        Choice(tuple(LAYOUTS)), None, help="how the data set lies there (default: found by looking)"
     )
     num_classes: int = setting(CLASSES, 2, help="2; HYTA: also 3", metavar="N")
     protocol: str = setting(Choice(PROTOCOLS), "date", help=PROTOCOL_HELP)
@@ -347,7 +347,7 @@ class AblationConfig:
     data: Path = setting(PATH, help="folder of a data set", metavar="DATA", positional=True)
     out: Path = setting(PATH, help="folder for trainings and the table", metavar="DIR")
     layout: str | None = setting(
-        Choice(LAYOUTS), None, help="how the data set lies there (default: found by looking)"
+        Choice(tuple(LAYOUTS)), None, help="how the data set lies there (default: found by looking)"
     )
     variants: tuple[str, ...] = setting(
         Each(Choice(VARIANTS)), ("baseline", "dmsc", "full"), help="of the network"

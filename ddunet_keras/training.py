@@ -24,7 +24,7 @@ from ddunet_keras.files import DataError, first_line, write_json, write_text
 from ddunet_keras.layers import DMSC, PACKAGE
 from ddunet_keras.losses import MeanIoU, PixelAccuracy, SegmentationLoss
 from ddunet_keras.model import DDUNet, load_model
-from ddunet_keras.recipes import RECIPES, Recipe, TrainingConfig  # noqa: F401
+from ddunet_keras.recipes import Recipe, TrainingConfig
 from ddunet_keras.reference import load_paddle_weights
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"

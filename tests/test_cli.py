@@ -127,14 +127,6 @@ def test_training_into_a_file_says_a_line_an_epoch(capsys, tmp_path, skies):
     assert len(re.findall(r"loss: \S+ .* val_loss: ", out)) == 2
 
 
-def test_the_choices_are_those_of_the_library():
-    from ddunet_keras import training
-    from ddunet_keras.model import VARIANTS
-
-    assert cli.train.VARIANTS == VARIANTS
-    assert set(cli.train.RECIPES) == set(training.RECIPES)
-
-
 def test_version_and_module(capsys):
     assert ddunet(capsys, "--version")[:2] == (0, f"ddunet {ddunet_keras.__version__}\n")
     done = subprocess.run([sys.executable, "-m", "ddunet_keras"], capture_output=True, text=True)

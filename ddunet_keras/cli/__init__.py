@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "ddunet_keras").startswith("ddunet_keras"):
             raise
-        return fail(f"needs {error.name}: pip install 'ddunet-keras[train]'")
+        extra = "plot" if error.name == "matplotlib" else "train"
+        return fail(f"needs {error.name}: pip install 'ddunet-keras[{extra}]'")
     except (ValueError, OSError) as error:
         return fail(error)
 

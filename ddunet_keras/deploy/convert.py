@@ -108,7 +108,7 @@ def convert(
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
-    layers = []
+    layers: list[dict] = []
     if config.debug:
         say("comparing each layer with the float model")
         few = photos.test[:COMPARED_PHOTOS]
@@ -178,8 +178,8 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
     graph = build_graph(model, config.size, form=config.form, output=config.output, factors=factors)
     if config.trains:
         weights = trained_weights(model, config, images, factors, say)
-        for layer in graph.layers:
-            layer.set_weights(weights[layer.name])
+        for name, values in weights.items():
+            graph.get_layer(name).set_weights(values)
     if config.precision == "int8":
         say(f"quantizing, calibrated on {len(images)} photos")
         float_data = convert_graph(graph)

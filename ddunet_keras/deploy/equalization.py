@@ -54,7 +54,7 @@ def _channel_peaks(graph, occurrences, images, count) -> dict[str, np.ndarray]:
     """Layer -> (photos, channels): largest absolute value of each channel on each photo."""
     names = sorted({layer for places in occurrences.values() for layer, _ in places})
     feature_maps = keras.Model(graph.input, [graph.get_layer(name).output for name in names])
-    peaks = {name: [] for name in names}
+    peaks: dict[str, list] = {name: [] for name in names}
     for start in range(0, len(images) - count + 1, count):
         batch = images[start : start + count].astype("float32") - 128
         for name, values in zip(names, feature_maps.predict_on_batch(batch), strict=True):

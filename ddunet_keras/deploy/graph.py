@@ -257,9 +257,10 @@ class _Network:
     def decoder(self, skips) -> Features:
         """The feature map of full size, from the encoder's five."""
         build, model = self.builder, self.model
-        x, before = skips[4], None
+        x = skips[4]
+        pending = None
         for stage in range(1, 5):
-            x = self.upsample(x, model.get_layer(f"up_{stage}"), before)
+            x = self.upsample(x, model.get_layer(f"up_{stage}"), pending)
             both, joint = [x, skips[4 - stage]], f"concatenate_{stage}"
             if model.variant == "baseline":
                 x = build.concatenate(both, joint)
@@ -269,14 +270,15 @@ class _Network:
                 block = model.get_layer(f"decoder_{stage}_2")
             x = build.depthwise(x, *folded(block.depthwise, block.depthwise_norm), block.name)
             # the block ends in a 1x1 convolution, and the next stage begins with one
-            before = folded(block.pointwise, block.pointwise_norm)
-        return build.conv(x, *before, "decoder", groups="decoder")
+            pending = folded(block.pointwise, block.pointwise_norm)
+        kernel, bias = folded(block.pointwise, block.pointwise_norm)
+        return build.conv(x, kernel, bias, "decoder", groups="decoder")
 
-    def upsample(self, x, block, before) -> Features:
-        """The 1x1 convolution, chained behind `before` if there is one, then the upsampling."""
+    def upsample(self, x, block, pending) -> Features:
+        """The 1x1 convolution, chained behind a pending one if there is one, then the upsampling."""
         build, name = self.builder, block.name
         own = folded(block.conv, block.norm)
-        kernel, bias = own if before is None else chained(before, own)
+        kernel, bias = own if pending is None else chained(pending, own)
         x = build.conv(x, kernel, bias, f"{name}_conv", groups=name)
         if self.model.upsampling == "bilinear":
             resize = build.layers.UpSampling2D(interpolation="bilinear", name=f"{name}_resize")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddunet_keras.data.pipeline import Augmentation
 from ddunet_keras.deploy.graph import build_graph
-from ddunet_keras.deploy.tensorflow_converter import quiet
+from ddunet_keras.deploy.tensorflow_converter import quiet, without_warnings
 
 AUGMENTATION = Augmentation(
     crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
@@ -140,10 +140,10 @@ def _unwrapped(student, quantized) -> dict[str, list[np.ndarray]]:
     """The trained weights, without tfmot's wrappers and their ranges."""
     weights = {}
     for layer in student.layers:
-        wrapper = quantized.get_layer(f"quant_{layer.name}") if layer.weights else None
         values = []
         for variable in layer.weights:
             kind = variable.name.rsplit("/", 1)[-1]
+            wrapper = quantized.get_layer(f"quant_{layer.name}")
             (value,) = [w for w in wrapper.weights if w.name.rsplit("/", 1)[-1] == kind]
             values.append(value.numpy())
         weights[layer.name] = values
@@ -260,5 +260,5 @@ def _distill(network, batches, epochs, stage, progress, callbacks=()):
 
     teller = tf_keras.callbacks.LambdaCallback(on_epoch_end=say)
     network.compile(tf_keras.optimizers.Adam(rate), loss(from_logits=True))
-    with quiet():
+    with without_warnings():  # but not `quiet`, which would silence `progress`
         network.fit(batches, epochs=epochs, callbacks=[*callbacks, teller], verbose=0)

@@ -15,9 +15,16 @@ from ddunet_keras.litert.model import operator_name, write_tflite
 @contextlib.contextmanager
 def quiet():
     """Silences what the converter, LiteRT and TensorFlow say on the standard streams."""
+    with silence(1, 2), without_warnings():
+        yield
+
+
+@contextlib.contextmanager
+def without_warnings():
+    """Silences Python's warnings and TensorFlow's loggers; what is printed is printed."""
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
     levels = [logger.level for logger in loggers]
-    with silence(1, 2), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
