@@ -275,7 +275,7 @@ class _Network:
         return build.conv(x, kernel, bias, "decoder", groups="decoder")
 
     def upsample(self, x, block, pending) -> Features:
-        """The 1x1 convolution, chained behind a pending one if there is one, then the upsampling."""
+        """The 1x1 convolution, chained behind a pending one where there is one, then upsampling."""
         build, name = self.builder, block.name
         own = folded(block.conv, block.norm)
         kernel, bias = own if pending is None else chained(pending, own)
