@@ -173,6 +173,12 @@ CASES = {
         lambda model: setattr(find(model, "ADD").builtinOptions, "fusedActivationFunction", 99),
         "activation function is number 99",
     ),
+    "a dilation without end": (
+        lambda model: setattr(
+            find(model, "DEPTHWISE_CONV_2D").builtinOptions, "dilationWFactor", 2**31 - 1
+        ),
+        "dilation 2147483647",
+    ),
     "no inputs": (lambda model: setattr(find(model, "RELU"), "inputs", []), "-> int8"),
     "no bias": (lambda model: find(model, "DEPTHWISE_CONV_2D").inputs.pop(), "int8 int8 -> int8"),
     "negative paddings": (lambda model: as_constant(model, "PAD", 1, -1), "paddings do not fit"),
@@ -189,6 +195,20 @@ def test_what_litert_does_not_survive_is_refused_in_one_line(case):
     with pytest.raises(TFLiteError, match=message) as caught:
         check_sound(model)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_comparison_is_of_scales_below_1():
+    model = read_tflite(tiny_tflite(output="mask"))
+    output(model, "CONV_2D").quantization.scale = np.array([1.0])
+    with pytest.raises(TFLiteError, match="not below 1"):
+        check_sound(model)
+
+
+def test_the_class_is_of_the_type_that_the_options_say():
+    model = read_tflite(tiny_tflite(output="mask", channels=3))
+    find(model, "ARG_MAX").builtinOptions.outputType = schema.TensorType.INT64
+    with pytest.raises(TFLiteError, match="its options say type 4"):
+        check_sound(model)
 
 
 def test_feature_maps_that_take_all_memory_are_refused():

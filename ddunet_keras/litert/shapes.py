@@ -14,6 +14,10 @@ from ai_edge_litert import schema_py_generated as schema
 from ddunet_keras.litert.model import require
 from ddunet_keras.litert.nodes import Node
 
+MAX_STRIDE = 2**14
+"""Largest stride and dilation; LiteRT calculates with their products in 32 bits. Dilations are as
+large as a row is wide where neighbouring columns are merged."""
+
 
 def same(node: Node) -> list[list[int]]:
     return [node.shape(0)]
@@ -27,11 +31,14 @@ def _windows(node, kernel, sides):
     """Sides of the output of a kernel that slides over a feature map."""
     result = []
     for axis, size, side in zip("HW", kernel, sides, strict=True):
-        reach = (size - 1) * node.option(f"dilation{axis}Factor", 1)
+        stride = node.option(f"stride{axis}")
+        dilation = node.option(f"dilation{axis}Factor", 1)
+        require(max(stride, dilation) <= MAX_STRIDE, f"its stride is {stride}, dilation {dilation}")
+        reach = (size - 1) * dilation
         if node.option("padding") == schema.Padding.VALID:
             side -= reach
         require(side > 0, f"its kernel of {size} is larger than what it slides over")
-        result.append(-(-side // node.option(f"stride{axis}")))
+        result.append(-(-side // stride))
     return result
 
 
@@ -168,4 +175,6 @@ def arg_max(node: Node) -> list[list[int]]:
     shape = node.shape(0)
     axis = _axis(node.fixed(1), len(shape))
     require(axis == len(shape) - 1, "it does not compare the channels")
+    kind = node.option("outputType", node.output.type)
+    require(kind == node.output.type, f"its options say type {kind}, its output another")
     return [shape[:-1]]

@@ -84,7 +84,8 @@ class Rule:
         rank: number of dimensions of the data, None where any does.
         options: the schema's name of its options, None where nothing is read from them.
         scales: "same" where the output has the scales of the inputs, "product" where the scales of
-            two inputs are multiplied, None for any others.
+            two inputs are multiplied, "below 1" where LiteRT's kernel takes no others, None for
+            any.
     """
 
     types: tuple[str, ...]
@@ -146,7 +147,7 @@ RULES = {
         scales="product",
     ),
     "DEQUANTIZE": Rule(_each("T -> float32", "int8", "uint8", "float16"), shapes.same),
-    "GREATER_EQUAL": Rule(_each("T T -> bool", *_NUMBERS), shapes.broadcast),
+    "GREATER_EQUAL": Rule(_each("T T -> bool", *_NUMBERS), shapes.broadcast, scales="below 1"),
     "LOGISTIC": Rule(_UNARY, shapes.same),
     "MEAN": Rule(_WITH_LIST, shapes.mean, options="ReducerOptions"),
     "MUL": Rule(_BINARY, shapes.broadcast, options="MulOptions", scales="product"),
@@ -311,6 +312,8 @@ def _check_scales(node, rule):
         scales[index] = float(quantization.scale[0])
         inside = SCALES[0] <= scales[index] <= SCALES[1]
         require(inside, f"tensor {index} has scale {scales[index]:.3g}")
+    if rule.scales == "below 1":
+        require(max(scales.values(), default=0) < 1, "one of its scales is not below 1")
     own = scales.get(node.operator.outputs[0])
     if own is None:
         return
