@@ -14,7 +14,6 @@ from ddunet_keras.cli.models import open_model
 from ddunet_keras.cli.options import (
     MODEL_HELP,
     command,
-    horizon,
     model_file,
     positive,
     threshold_option,
@@ -76,7 +75,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     threshold_option(option)
     option(
         "--horizon",
-        type=horizon,
         metavar="MASK|circle:x,y,r|auto",
         help="where sky is: a mask picture, a circle in pixels, or a fisheye's disc, found",
     )
