@@ -428,14 +428,15 @@ def write_json(path: StrPath, value: Any) -> None:
     >>> read_json(tmp / "cover.json")
     {'fraction': 0.5, 'okta': None}
     """
-    write_text(path, json.dumps(_as_json(value), indent=2) + "\n")
+    write_text(path, json.dumps(as_json(value), indent=2) + "\n")
 
 
-def _as_json(item):
+def as_json(item: Any) -> Any:
+    """What JSON gives back of a value: lists for tuples, texts for paths, None for NaN."""
     if isinstance(item, dict):
-        return {str(key): _as_json(entry) for key, entry in item.items()}
+        return {str(key): as_json(entry) for key, entry in item.items()}
     if isinstance(item, (list, tuple)):
-        return [_as_json(entry) for entry in item]
+        return [as_json(entry) for entry in item]
     if isinstance(item, Path):
         return str(item)
     if isinstance(item, np.generic):

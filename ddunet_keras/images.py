@@ -27,6 +27,21 @@ def to_array(picture: Image.Image, rows: int = 8) -> np.ndarray:
     return array
 
 
+def as_photo(image: ArrayLike) -> np.ndarray:
+    """An image as an array.
+
+    Raises:
+        ValueError: it is not uint8 (h, w, 3), or it is empty.
+    """
+    photo = np.asarray(image)
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3 or not photo.size:
+        raise ValueError(
+            "`image` must be uint8 of shape (height, width, 3). "
+            f"Received: {photo.dtype} of shape {photo.shape}"
+        )
+    return photo
+
+
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """Resizes uint8 (h, w, 3) to `size` = (height, width): bilinear, averaging when it shrinks.
 

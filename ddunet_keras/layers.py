@@ -8,25 +8,15 @@ arXiv:2501.15385; where its text is open, the authors' code decides.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
 
+from ddunet_keras.recipes import UPSAMPLINGS
+from ddunet_keras.settings import POSITIVE, Choice, Each
+
 PACKAGE = "ddunet_keras"
 """Name under which the layers are registered for serialization."""
-
-
-def positive_int(name: str, value: Any) -> int:
-    """`value` as an int.
-
-    Raises:
-        ValueError: it is no integer or less than 1; the message has its `name`.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return int(value)
 
 
 def _fused_batch_norm(inputs, gamma, beta, epsilon):
@@ -160,9 +150,9 @@ class ConvBNReLU(keras.layers.Layer):
 
     def __init__(self, filters: int, kernel_size: int = 3, strides: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.filters = positive_int("filters", filters)
-        self.kernel_size = positive_int("kernel_size", kernel_size)
-        self.strides = positive_int("strides", strides)
+        self.filters = POSITIVE.check("filters", filters)
+        self.kernel_size = POSITIVE.check("kernel_size", kernel_size)
+        self.strides = POSITIVE.check("strides", strides)
         if self.kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd. Received: kernel_size={kernel_size}")
         self.pad = None
@@ -222,7 +212,7 @@ class InvertedResidual(keras.layers.Layer):
 
     def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
-        self.filters = positive_int("filters", filters)
+        self.filters = POSITIVE.check("filters", filters)
         self.depthwise = _depthwise(self, "depthwise")
         self.depthwise_norm = _norm(self, "depthwise_norm")
         self.pointwise = _conv(self, self.filters, 1, "pointwise", use_bias=False)
@@ -278,13 +268,8 @@ class DMSC(keras.layers.Layer):
 
     def __init__(self, filters: int, dilation_rates: tuple[int, ...] = (1, 2, 3, 4), **kwargs):
         super().__init__(**kwargs)
-        self.filters = positive_int("filters", filters)
-        if not isinstance(dilation_rates, (tuple, list)) or not dilation_rates:
-            raise ValueError(
-                "`dilation_rates` must be a non-empty tuple of integers. "
-                f"Received: dilation_rates={dilation_rates!r}"
-            )
-        self.dilation_rates = tuple(positive_int("dilation_rates", d) for d in dilation_rates)
+        self.filters = POSITIVE.check("filters", filters)
+        self.dilation_rates = Each(POSITIVE).check("dilation_rates", dilation_rates)
         self.range_penalty = 0.0
         self.in_conv = ConvBNReLU(self.filters, 1, dtype=self.dtype_policy, name="in_conv")
         self.gate_1 = _dense(self, 2 * self.filters, "gate_1", activation="relu")
@@ -365,8 +350,8 @@ class DWBG(keras.layers.Layer):
 
     def __init__(self, filters: int, hidden_ratio: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.filters = positive_int("filters", filters)
-        self.hidden_ratio = positive_int("hidden_ratio", hidden_ratio)
+        self.filters = POSITIVE.check("filters", filters)
+        self.hidden_ratio = POSITIVE.check("hidden_ratio", hidden_ratio)
 
     def build(self, input_shape):
         if len(input_shape) != 2 or not all(isinstance(s, (tuple, list)) for s in input_shape):
@@ -462,13 +447,8 @@ class UpConvBNReLU(keras.layers.Layer):
 
     def __init__(self, filters: int, upsampling: str = "bilinear", **kwargs):
         super().__init__(**kwargs)
-        self.filters = positive_int("filters", filters)
-        if upsampling not in ("bilinear", "align_corners"):
-            raise ValueError(
-                "`upsampling` must be 'bilinear' or 'align_corners'. "
-                f"Received: upsampling={upsampling!r}"
-            )
-        self.upsampling = upsampling
+        self.filters = POSITIVE.check("filters", filters)
+        self.upsampling = Choice(UPSAMPLINGS).check("upsampling", upsampling)
         self.conv = _conv(self, self.filters, 1, "conv", use_bias=False)
         self.norm = _norm(self, "norm")
 

@@ -151,10 +151,12 @@ class _ConfusionMetric(keras.metrics.Metric):
     `sample_weight` of `update_state` is (batch,): one weight for each image.
     """
 
+    default_name: str
+
     def __init__(
         self, num_classes: int = 2, ignore_label: int = IGNORE, name: str | None = None, **kwargs
     ):
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name or self.default_name, **kwargs)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.counts = self.add_variable((num_classes, num_classes), "zeros", name="counts")
@@ -187,10 +189,7 @@ class _ConfusionMetric(keras.metrics.Metric):
 class PixelAccuracy(_ConfusionMetric):
     """Share of the counting pixels that the logits classify rightly, pooled over all images."""
 
-    def __init__(
-        self, num_classes: int = 2, ignore_label: int = IGNORE, name: str = "accuracy", **kwargs
-    ):
-        super().__init__(num_classes, ignore_label, name, **kwargs)
+    default_name = "accuracy"
 
     def result(self):
         return ops.trace(self.counts) / ops.maximum(ops.sum(self.counts), 1e-12)
@@ -200,10 +199,7 @@ class PixelAccuracy(_ConfusionMetric):
 class MeanIoU(_ConfusionMetric):
     """Mean over the classes of intersection over union, pooled over all images, from logits."""
 
-    def __init__(
-        self, num_classes: int = 2, ignore_label: int = IGNORE, name: str = "miou", **kwargs
-    ):
-        super().__init__(num_classes, ignore_label, name, **kwargs)
+    default_name = "miou"
 
     def result(self):
         hits = ops.diagonal(self.counts)

@@ -20,10 +20,10 @@ from ddunet_keras.layers import (
     ConvBNReLU,
     InvertedResidual,
     UpConvBNReLU,
-    positive_int,
 )
 from ddunet_keras.presets import preset_file
 from ddunet_keras.recipes import VARIANTS
+from ddunet_keras.settings import CLASSES, POSITIVE, Choice
 from ddunet_keras.sky import Segmentation, segment
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -80,14 +80,9 @@ class DDUNet(keras.Model):
         name: str = "ddunet",
     ):
         image_shape = _check_image_shape(image_shape)
-        base_channels = positive_int("base_channels", base_channels)
-        if variant not in VARIANTS:
-            raise ValueError(f"`variant` must be one of {VARIANTS}. Received: variant={variant!r}")
-        num_classes = positive_int("num_classes", num_classes)
-        if num_classes < 2:
-            raise ValueError(
-                f"`num_classes` must be 2 or more. Received: num_classes={num_classes!r}"
-            )
+        base_channels = POSITIVE.check("base_channels", base_channels)
+        variant = Choice(VARIANTS).check("variant", variant)
+        num_classes = CLASSES.check("num_classes", num_classes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         # === Layers ===

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddunet_keras.data.augmentation import Augmentation
 from ddunet_keras.data.datasets import LAYOUTS
 from ddunet_keras.data.splits import PROTOCOLS, Split
+from ddunet_keras.files import as_json
 from ddunet_keras.presets import PRESETS, preset_file
 from ddunet_keras.settings import (
     CLASSES,
@@ -26,7 +27,6 @@ from ddunet_keras.settings import (
     Rule,
     check_settings,
     document_settings,
-    plain_values,
     setting,
 )
 
@@ -199,9 +199,6 @@ class _SplitRule(Rule):
             self._refuse(name, value)
         return Split.load(value)
 
-    def parse(self, text):
-        return Path(text)
-
 
 class _PairsRule(Rule):
     """Pairs of a folder and a `Split` of it, or the file of one."""
@@ -321,15 +318,13 @@ class TrainingConfig:
         """
         recipe = self.resolved_recipe()
         left_out = ("resume", "split", "also")
-        values = plain_values(
-            {
-                field.name: getattr(self, field.name)
-                for field in dataclasses.fields(self)
-                if field.name not in left_out
-            }
-        )
+        values = {
+            field.name: as_json(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in left_out
+        }
         values["recipe"] = self.recipe_name
-        values["recipe_settings"] = plain_values(recipe)
+        values["recipe_settings"] = as_json(dataclasses.asdict(recipe))
         for name in ("image_size", "epochs", "batch_size", "learning_rate"):
             values[name] = values["recipe_settings"][name]
         return values

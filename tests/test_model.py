@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from ddunet_keras.files import DataError
+from ddunet_keras.files import DataError, WriteError
 from ddunet_keras.images import normalize, resize_image, resize_probabilities
 from ddunet_keras.losses import MeanIoU, PixelAccuracy, SegmentationLoss
 from ddunet_keras.model import VARIANTS, DDUNet, load_model
@@ -131,7 +131,7 @@ def test_resized_has_the_same_weights():
         ({"base_channels": "8"}, "base_channels='8'"),
         ({"base_channels": None}, "base_channels=None"),
         ({"variant": "tiny"}, r"one of \('full', 'dmsc', 'baseline'\)\. Received: variant='tiny'"),
-        ({"num_classes": 1}, "must be 2 or more. Received: num_classes=1"),
+        ({"num_classes": 1}, "an integer from 2 to 255. Received: num_classes=1"),
         ({"num_classes": 3.0}, "num_classes=3.0"),
         ({"num_classes": True}, "num_classes=True"),
         ({"upsampling": "nearest"}, "Received: upsampling='nearest'"),
@@ -241,7 +241,7 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path, segmenter, saved,
         raise OSError("no space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(WriteError, match="no space"):
         segmenter.save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.keras"]

@@ -235,7 +235,7 @@ def test_other_horizons_are_refused(spec, message):
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3))])
 def test_horizon_of_no_photo_is_refused(image):
-    with pytest.raises(ValueError, match="image: expected uint8 of shape"):
+    with pytest.raises(ValueError, match="`image` must be uint8 of shape"):
         horizon_mask("auto", image)
 
 
@@ -390,8 +390,8 @@ def test_every_cloud_class_has_a_tint(classes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": np.zeros((2, 3, 3))}, "image: expected uint8"),
-        ({"image": np.zeros((2, 3), np.uint8)}, r"received uint8 of shape \(2, 3\)"),
+        ({"image": np.zeros((2, 3, 3))}, "`image` must be uint8"),
+        ({"image": np.zeros((2, 3), np.uint8)}, r"Received: uint8 of shape \(2, 3\)"),
         ({"probabilities": np.zeros((3, 2))}, r"expected shape \(2, 3\).*received \(3, 2\)"),
         ({"probabilities": np.zeros((2, 3, 1))}, r"received \(2, 3, 1\)"),
         ({"probabilities": np.zeros(6)}, r"received \(6,\)"),

@@ -37,9 +37,12 @@ def argument_type(rule: Rule) -> Callable[[str], Any]:
 
     def parse(text):
         try:
-            return rule.parse(text)
-        except ValueError as error:
+            return rule.check("value", rule.parse(text))
+        except DataError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+        except ValueError:
+            reason = f"must be {rule.words}; received {text!r}"
+            raise argparse.ArgumentTypeError(reason) from None
 
     return parse
 
@@ -86,8 +89,8 @@ def config_options(
 ) -> None:
     """Adds an option for each field of a configuration (see `ddunet_keras.settings`).
 
-    `--image-size` stands for the field `image_size`; `--no-overlay` for a field `overlay` that is
-    True unless told otherwise. Help, choices and default are the field's.
+    `--image-size` stands for the field `image_size`, and `--no-inspect` for the field `inspect`,
+    which is True unless told otherwise. Help, choices and default are the field's.
 
     Args:
         option: from `command`.
@@ -101,17 +104,18 @@ def config_options(
         rule = about["rule"]
         required = field.default is dataclasses.MISSING
         words: dict[str, Any] = {"help": about["help"]}
+        if isinstance(rule, Each):
+            words["nargs"] = "+"
+            rule = rule.rule
         if isinstance(rule, Flag):
             words["action"] = "store_false" if field.default else "store_true"
         else:
             words["metavar"] = about["metavar"]
             words["default"] = None if required else field.default
-            words["type"] = argument_type(rule)
-        if isinstance(rule, Each):
-            words["nargs"] = "+"
-            rule = rule.rule
-        if isinstance(rule, Choice):
-            words["choices"] = rule.values
+            if isinstance(rule, Choice):
+                words["choices"] = rule.values
+            else:
+                words["type"] = argument_type(rule)
         if about["positional"]:
             del words["default"]
             option(field.name, **words)

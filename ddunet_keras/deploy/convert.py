@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,11 @@ from ddunet_keras.deploy.qat import trained_weights
 from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
-from ddunet_keras.files import DataError, atomic_path, write_json, write_text
+from ddunet_keras.files import DataError, as_json, atomic_path, write_json, write_text
 from ddunet_keras.litert.child import in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import run_tflm
-from ddunet_keras.settings import plain_values
 
 EQUALIZATION_PHOTOS = 64
 """Of the calibration photos: more of them took more time and changed no score."""
@@ -133,7 +132,7 @@ def convert(
         tflm=config.inspect,
         name=out.name,
     )
-    settings = {**(about or {}), **plain_values(config), **photos.about}
+    settings = {**(about or {}), **as_json(asdict(config)), **photos.about}
     settings["graph_difference"] = stages.graph_difference
     settings["left_out"] = list(photos.left_out)
     result = {

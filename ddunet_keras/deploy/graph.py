@@ -25,6 +25,7 @@ from ddunet_keras.deploy.config import OUTPUTS
 from ddunet_keras.deploy.framework_layers import align_corners_layer, mask_layer, matmul_layer
 from ddunet_keras.layers import DMSC
 from ddunet_keras.model import DDUNet
+from ddunet_keras.settings import Choice
 
 GRID = 4
 """Rows and columns of the grid of means that stands for the mean of a large feature map. Each mean
@@ -117,9 +118,8 @@ def build_graph(
 
 def assemble(builder, model, size, form, output, batch_size=1, centered=True):
     """`build_graph` with a given `GraphBuilder`, whose `occurrences` it fills."""
-    for name, value, known in (("form", form, FORMS), ("output", output, OUTPUTS)):
-        if value not in known:
-            raise ValueError(f"`{name}` must be one of {tuple(known)}. Received: {name}={value!r}")
+    Choice(tuple(FORMS)).check("form", form)
+    Choice(OUTPUTS).check("output", output)
     if not isinstance(model, DDUNet):
         raise ValueError(f"`model` must be a DDUNet. Received: {type(model).__name__}")
     if any(side < 16 or side % 16 for side in size):

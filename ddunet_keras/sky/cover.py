@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddunet_keras.files import IGNORE
-from ddunet_keras.images import resize_probabilities
+from ddunet_keras.images import as_photo, resize_probabilities
 from ddunet_keras.sky.horizon import horizon_mask
 
 CLOUD_COLORS = (
@@ -92,7 +92,7 @@ class CloudCover:
         return min(max(math.floor(8 * self.fraction + 0.5), 1), 7)
 
     def to_dict(self) -> dict[str, Any]:
-        """`fraction`, `percent`, `okta` and `valid_fraction`, as plain numbers."""
+        """`fraction`, `percent`, `okta` and `valid_fraction`, as JSON holds them."""
         return {
             "fraction": self.fraction,
             "percent": self.percent,
@@ -185,13 +185,8 @@ class Segmentation:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        self.image = np.asarray(self.image)
+        self.image = as_photo(self.image)
         shape = self.image.shape
-        if len(shape) != 3 or shape[-1] != 3 or 0 in shape or self.image.dtype != np.uint8:
-            raise ValueError(
-                f"image: expected uint8 of shape (h, w, 3), received {self.image.dtype} of shape "
-                f"{shape}"
-            )
         values = np.asarray(self.probabilities, np.float32)
         if values.shape[:2] != shape[:2] or values.ndim > 3 or values.shape[2:] in ((0,), (1,)):
             raise ValueError(
@@ -326,18 +321,11 @@ def segment(
     >>> segment(lambda image: np.full((2, 3), 0.9, np.float32), photo).cloud_cover.okta
     8
     """
-    photo = np.asarray(image)
-    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3 or not photo.size:
-        raise ValueError(
-            "`image` must be uint8 of shape (height, width, 3). "
-            f"Received: {photo.dtype} of shape {photo.shape}"
-        )
+    photo = as_photo(image)
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
     if channel_order == "bgr":
         photo = np.ascontiguousarray(photo[..., ::-1])
-    height, width = photo.shape[:2]
-    everywhere = np.broadcast_to(True, (height, width))  # takes no memory
-    valid = everywhere if horizon is None else horizon_mask(horizon, photo)
-    probabilities = resize_probabilities(predictor(photo), (height, width))
+    valid = horizon_mask(horizon, photo)
+    probabilities = resize_probabilities(predictor(photo), photo.shape[:2])
     return Segmentation(photo, probabilities, valid, threshold)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddunet_keras.files import DataError, read_gray
+from ddunet_keras.images import as_photo
 
 SIZE = 256
 """Side of the square that the photo is made for the search, pixels."""
@@ -56,14 +57,10 @@ def horizon_mask(spec: Any, image: np.ndarray) -> np.ndarray:
     >>> int(horizon_mask("circle:2,2,1", np.zeros((5, 5, 3), np.uint8)).sum())
     5
     """
-    image = np.asarray(image)
-    if image.shape[2:] != (3,) or 0 in image.shape or image.dtype != np.uint8:
-        raise ValueError(
-            f"image: expected uint8 of shape (h, w, 3), received {image.dtype} of {image.shape}"
-        )
+    image = as_photo(image)
     height, width = image.shape[:2]
     if spec is None:
-        return np.ones((height, width), bool)
+        return np.broadcast_to(True, (height, width))  # takes no memory
     if isinstance(spec, str) and spec == "auto":
         return _find_disc(image)
     if isinstance(spec, str) and spec.startswith("circle:"):
