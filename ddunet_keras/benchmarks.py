@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from ddunet_keras import __version__
 from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.data.splits import Split, make_split, trained_on
 from ddunet_keras.evaluation import evaluate, markdown_table
-from ddunet_keras.files import DataError, write_json, write_text
+from ddunet_keras.files import DataError, read_json, write_json, write_text
 from ddunet_keras.presets import WEIGHTS
 from ddunet_keras.recipes import AblationConfig
 from ddunet_keras.segmenter import Segmenter
@@ -108,7 +107,7 @@ class _Shipped:
 
 
 def _open_shipped(folder, files, sizes):
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run = read_json(folder / "run.json")
     int8 = {}
     for file in sorted(files.glob(f"{folder.name}_[0-9]*.tflite")):
         segmenter = Segmenter(file, threads=1)
@@ -186,7 +185,7 @@ def _costs(file):
     costs = {"file": file.name, "bytes": file.stat().st_size}
     report = file.with_suffix(".json")
     if report.is_file():
-        arena = json.loads(report.read_text(encoding="utf-8"))["verification"].get("arena")
+        arena = read_json(report)["verification"].get("arena")
         costs["arena"] = arena and arena["total"]
     return costs
 
@@ -323,9 +322,9 @@ def ablate(
                 progress(f"training {name}")
             _train_one(config, one, folder)
             _evaluate_one(dataset, one, folder)
-        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        evaluation = read_json(folder / "evaluation.json")
         *_, overall = evaluation["groups"].values()
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_json(folder / "run.json")
         rows.append({**one, "parameters": run["parameters"], **_row(overall)})
         write_json(config.out / "ablation.json", result)
         write_text(config.out / "ablation.md", ablation_markdown(result))

@@ -1,4 +1,4 @@
-"""The trained models that come with the package: plain facts, no Keras."""
+"""The trained models that come with the package. No Keras is imported here."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import sys
 import time
@@ -20,7 +19,14 @@ from ddunet_keras.data.augmentation import NO_AUGMENTATION
 from ddunet_keras.data.datasets import Dataset, Mixture, open_dataset
 from ddunet_keras.data.pipeline import Pipeline
 from ddunet_keras.data.splits import Split, make_split
-from ddunet_keras.files import PARTIAL_PREFIX, DataError, first_line, write_json, write_text
+from ddunet_keras.files import (
+    PARTIAL_PREFIX,
+    DataError,
+    first_line,
+    read_json,
+    write_json,
+    write_text,
+)
 from ddunet_keras.layers import DMSC, PACKAGE
 from ddunet_keras.losses import MeanIoU, PixelAccuracy, SegmentationLoss
 from ddunet_keras.model import DDUNet, load_model
@@ -395,9 +401,9 @@ def _check_folder(config, described, split):
     if not config.resume:
         raise DataError(f"{out}: holds a run; --resume goes on with it, or choose another --out")
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        before = read_json(path)["settings"]
         changed = [key for key in described if before.get(key) != described[key]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: not a readable run; choose another --out") from None
     moved = ("data", "out")  # folders may be moved, and be named otherwise
     for key in changed:

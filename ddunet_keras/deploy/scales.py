@@ -127,7 +127,7 @@ class _ScaleAssigner:
     def center_matrices(self) -> None:
         """Matrices get a range around zero, so that their zero point is 0."""
         for index in self.matrices:
-            bound = max(abs(end) for end in self.ranges[index])
+            bound = max(abs(limit) for limit in self.ranges[index])
             self.ranges[index] = -bound, bound
 
     def round_up_all(self) -> None:

@@ -88,7 +88,7 @@ class Report:
         return sum(layer["macs"] or 0 for layer in self.layers)
 
     def to_dict(self) -> dict:
-        """Everything but `profile`, as plain values for JSON."""
+        """Everything but `profile`, as JSON holds it."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         del found["profile"]
         return {**found, "macs": self.macs}
