@@ -7,6 +7,7 @@ calibrate             the photos that calibrate and those that the file is verif
 graph, builder        the deploy graph: the network in a few kinds of layers
 framework_layers
 equalization          factors that bring the channels of a feature map to one range
+bias_correction       biases take up what rounding the weights adds in the mean
 ranges, scales        the range of each feature map; scales with which all kernels round alike
 qat                   quantization-aware training, pruning and clustering
 tensorflow_converter  the calls of TensorFlow's converter

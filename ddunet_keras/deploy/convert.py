@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ddunet_keras import __version__
+from ddunet_keras.deploy.bias_correction import center_threshold, correct_biases
 from ddunet_keras.deploy.calibrate import Photos, evenly_spaced
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.equalization import channel_factors
@@ -33,8 +34,8 @@ from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import run_tflm
 from ddunet_keras.settings import plain_values
 
-EQUALIZATION_PHOTOS = 64
-"""Of the calibration photos: more of them took more time and changed no score."""
+STATISTICS_PHOTOS = 64
+"""Calibration photos for what is a mean over photos: equalization and bias correction."""
 
 COMPARED_PHOTOS = 4
 """Photos on which the layers are compared with `debug`."""
@@ -173,7 +174,7 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
             f"Received: {images.dtype} of shape {images.shape}"
         )
     say("equalizing channels, and comparing the deploy graph with the model")
-    factors = channel_factors(model, evenly_spaced(images, EQUALIZATION_PHOTOS))
+    factors = channel_factors(model, evenly_spaced(images, STATISTICS_PHOTOS))
     difference = check_graph(model, config.size, config.form, factors)
     graph = build_graph(model, config.size, form=config.form, output=config.output, factors=factors)
     if config.trains:
@@ -199,7 +200,10 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
 
 
 def quantized_model(float_data, images, config: ConversionConfig):
-    """Post-training quantization, with ranges from the photos; weights round to the nearest.
+    """Post-training quantization.
+
+    Ranges come from the photos, weights are rounded to the nearest integer, and biases take up what
+    that adds in the mean.
 
     Args:
         float_data: bytes of the deploy graph's float file.
@@ -209,7 +213,11 @@ def quantized_model(float_data, images, config: ConversionConfig):
         `ModelT` of the int8 file.
     """
     ranges = tensor_ranges(float_data, images)
+    float_model = read_tflite(float_data)
     int8_model = read_tflite(quantize_with_ranges(read_tflite(float_data), ranges, config.io))
+    few = evenly_spaced(images, STATISTICS_PHOTOS)
+    correct_biases(int8_model, float_model, float_data, few)
+    center_threshold(int8_model)
     if config.form == "xnnpack":
         fuse_relus(int8_model)
     return int8_model
