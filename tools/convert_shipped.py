@@ -27,8 +27,8 @@ from ddunet_keras.presets import WEIGHTS
 MODELS = Path(__file__).parents[1] / "tflite" / "models"
 
 FEW_PHOTOS = 48
-"""Test photos on which the files of `paper`, and the large ones, are verified: reference kernels take
-a second for each. The others are verified on all of `date`."""
+"""Test photos on which the files of `paper`, and the large ones, are verified, as reference kernels
+take a second for each. The others are verified on all of `date`."""
 
 LARGE = 256
 """Side of a large file, pixels."""

@@ -73,7 +73,7 @@ def _convolution_pairs(int8_model, float_model) -> list[tuple]:
 
 def _channel_means(float_data, images, tensors) -> dict[int, np.ndarray]:
     """Tensor -> (channels,): mean over positions and photos. What pads the border is left out."""
-    totals = dict.fromkeys(tensors, 0.0)
+    totals: dict[int, np.ndarray] = {index: np.zeros(1) for index in tensors}
     for value in run_float(float_data, images):
         for index in tensors:
             totals[index] = totals[index] + value(index).mean((0, 1, 2), dtype="float64")
