@@ -1,16 +1,20 @@
 """From a trained `DDUNet` to a file for a device, and what it costs and computes there.
 
-==========  ====================================================================================
-convert     the whole way: graph, quantization, memory, verification, report
-graph       the network as plain layers with one image a batch
-quantize    float32, float16 and int8 files; calibration, quantization-aware training
-flatbuffer  reads and writes `.tflite`
-memory      order of operators and plan of the arena
-strips      full-size stages in horizontal strips
-verify      the same image through float, LiteRT and TensorFlow Lite Micro
-targets     what a file costs, and where it fits
-codegen     C arrays and metadata
-==========  ====================================================================================
+=============================  =================================================================
+config                         what can be asked of a conversion
+calibrate                      the photos that calibrate, and others to verify on
+convert                        the whole way, one step after the other
+graph, builder,                the network as plain layers, for one image at a time
+framework_layers
+equalization                   channels of a feature map brought to one range
+qat                            training before the quantization
+tensorflow_converter           the two calls of TensorFlow's converter
+ranges, scales                 what range and scale each feature map gets in int8
+passes                         what rewrites an int8 model for its target, in order
+verify, scoring                the same photos through float, LiteRT and TensorFlow Lite Micro
+layer_errors                   where quantization error arises
+export                         C sources for microcontrollers, metadata for Android
+=============================  =================================================================
 
-`graph` and `quantize` import Keras, the rest does not; TensorFlow comes with the first conversion.
+Importing this package imports neither Keras nor TensorFlow; its `verify` and `export` never do.
 """
