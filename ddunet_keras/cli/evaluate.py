@@ -20,12 +20,14 @@ from ddunet_keras.cli.options import (
 )
 from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.data.splits import trained_on
-from ddunet_keras.files import DataError, write_json, write_text
+from ddunet_keras.files import DataError, check_writable, write_json, write_text
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from ddunet_keras.evaluation import evaluate
 
+    if arguments.out:
+        check_writable(arguments.out / "evaluation.json")
     model = open_model(arguments.model)
     dataset = open_dataset(arguments.data, arguments.layout, model.num_classes)
     names, about_split = names_to_score(arguments, dataset)
@@ -86,6 +88,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     from ddunet_keras.benchmarks import benchmark, benchmark_markdown
     from ddunet_keras.plots import plot_benchmark
 
+    check_writable(arguments.out / "benchmark.json")
     datasets = [open_dataset(folder) for folder in arguments.data]
     result = benchmark(datasets, sizes=arguments.sizes, progress=log)
     text = benchmark_markdown(result)

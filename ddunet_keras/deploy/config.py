@@ -128,6 +128,11 @@ class ConversionConfig:
             raise ValueError(
                 f"`ram` and `c_array` are for target tflm. Received: target={self.target!r}"
             )
+        if self.c_array and self.io != "int8":
+            raise ValueError(
+                "`c_array` is for files with int8 input and output. "
+                f"Received: precision={self.precision!r}, io={self.io!r}"
+            )
         if self.precision != "int8" and (self.trains or self.ram or self.io != "float32"):
             raise ValueError(
                 "training, pruning, clustering, `ram` and `io` are for int8. "

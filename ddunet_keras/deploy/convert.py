@@ -27,7 +27,7 @@ from ddunet_keras.deploy.qat import trained_weights
 from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
-from ddunet_keras.files import DataError, atomic_path, write_json, write_text
+from ddunet_keras.files import DataError, atomic_path, check_writable, write_json, write_text
 from ddunet_keras.litert.child import in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
@@ -101,11 +101,16 @@ def convert(
         ConversionError: a check did not hold; its `verification` says which and where.
         TFLiteError: `config.ram` is less than can be reached.
         ValueError: `out` or the photos do not fit.
+        WriteError: nothing can be written at `out` or `config.c_array`; found before the work.
     """
     out = Path(out)
     say = progress or (lambda line: None)
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
+    for written in (out, out.with_suffix(".json")):
+        check_writable(written)
+    if config.c_array:
+        check_writable(config.c_array / "ddunet_model.h")
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
