@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -206,6 +207,13 @@ def test_the_file_has_its_ending(model, photos, tmp_path):
     with pytest.raises(ValueError, match=r"end in \.tflite"):
         convert(model, photos, tmp_path / "sky.bin", ConversionConfig(SIZE))
     assert not list(tmp_path.iterdir())
+
+
+def test_c_sources_without_tflm_are_refused_at_once(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tflite_micro", None)  # as if it was not installed
+    config = ConversionConfig(SIZE, c_array=tmp_path / "firmware")
+    with pytest.raises(ValueError, match=r"TFLM measures: needs pip install '\.\[mcu\]'"):
+        convert(model, photos, tmp_path / "a.tflite", config, progress=lambda line: pytest.fail())
 
 
 @pytest.mark.parametrize("scale, unsure", [(1, False), (0.001, True)])

@@ -27,10 +27,10 @@ from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
 from ddunet_keras.files import DataError, atomic_path, write_json, write_text
-from ddunet_keras.litert.child import in_child
+from ddunet_keras.litert.child import NotInstalledError, in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.litert.run import run_tflm
+from ddunet_keras.litert.run import require_tflm, run_tflm
 from ddunet_keras.settings import plain_values
 
 EQUALIZATION_PHOTOS = 64
@@ -99,12 +99,20 @@ def convert(
     Raises:
         ConversionError: a check did not hold; its `verification` says which and where.
         TFLiteError: `config.ram` is less than can be reached.
-        ValueError: `out` or the photos do not fit.
+        ValueError: `out` or the photos do not fit, or `config.c_array` is asked for without TFLM.
     """
     out = Path(out)
     say = progress or (lambda line: None)
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
+    if config.c_array:
+        try:
+            require_tflm()
+        except NotInstalledError as error:
+            raise ValueError(
+                f"the C sources name the arena, which TFLM measures: {error}. "
+                f"Received: c_array={str(config.c_array)!r}"
+            ) from None
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
