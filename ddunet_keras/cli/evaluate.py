@@ -44,8 +44,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     print(result.to_markdown())
     if arguments.out:
         result.save(arguments.out)
-        names = "evaluation.json, evaluation.md, per_image.csv, curves.png, sheet.png"
-        print(f"wrote {arguments.out}: {names}")
+        files = "evaluation.json, evaluation.md, per_image.csv, curves.png, sheet.png"
+        print(f"wrote {arguments.out}: {files}")
 
 
 def names_to_score(
