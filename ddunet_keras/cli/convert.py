@@ -131,12 +131,14 @@ def add_commands(commands) -> None:
     text = "data set that the model was trained on, or a folder of photos (without masks)"
     option("--calibration", type=Path, required=True, metavar="DATA", help=text)
     also_option(option, "calibrate")
-    option("--layout", choices=LAYOUTS, help="of DATA (default: found by looking)")
+    option("--layout", choices=LAYOUTS, help="layout of DATA (default: detected)")
     split_options(option)
-    text = "to calibrate on, of the training part"
+    text = "photos to calibrate on, from the training part"
     option("--images", type=positive, default=200, metavar="N", help=text)
-    option("--verify", type=count, default=32, metavar="N", help="test images; 0 for all")
-    option("--out", type=Path, metavar="FILE", help="(default: MODEL_SIZE_TARGET.tflite)")
+    text = "photos to verify on, from the test part; 0 for all"
+    option("--verify", type=count, default=32, metavar="N", help=text)
+    text = "file to write (default: MODEL_SIZE_TARGET.tflite)"
+    option("--out", type=Path, metavar="FILE", help=text)
     config_options(option, ConversionConfig)
 
     text = "what a .tflite file costs on devices: memory, time, operators"

@@ -28,10 +28,10 @@ from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
 from ddunet_keras.files import DataError, atomic_path, check_writable, write_json, write_text
-from ddunet_keras.litert.child import in_child
+from ddunet_keras.litert.child import NotInstalledError, in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.litert.run import run_tflm
+from ddunet_keras.litert.run import require_tflm, run_tflm
 from ddunet_keras.settings import plain_values
 
 STATISTICS_PHOTOS = 64
@@ -100,7 +100,7 @@ def convert(
     Raises:
         ConversionError: a check did not hold; its `verification` says which and where.
         TFLiteError: `config.ram` is less than can be reached.
-        ValueError: `out` or the photos do not fit.
+        ValueError: `out` or the photos do not fit, or `config.c_array` is asked for without TFLM.
         WriteError: nothing can be written at `out` or `config.c_array`; found before the work.
     """
     out = Path(out)
@@ -110,7 +110,7 @@ def convert(
     for written in (out, out.with_suffix(".json")):
         check_writable(written)
     if config.c_array:
-        check_writable(config.c_array / "ddunet_model.h")
+        _check_c_array(config.c_array)
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
@@ -157,6 +157,18 @@ def convert(
         write_c_array(stages.packed, config.c_array, arena_bytes=arena["total"])
     _write(out, stages.packed, result, checked, report)
     return result
+
+
+def _check_c_array(folder) -> None:
+    """Refuses C sources that could not be written in the end."""
+    check_writable(folder / "ddunet_model.h")
+    try:
+        require_tflm()
+    except NotInstalledError as error:
+        raise ValueError(
+            f"the C sources name the arena, which TFLM measures: {error}. "
+            f"Received: c_array={str(folder)!r}"
+        ) from None
 
 
 def build_stages(model, images, config: ConversionConfig, say=lambda line: None) -> Stages:

@@ -4,7 +4,7 @@ Operators can run in any order in which each comes after its producers, and the 
 is alive together. Here two branches make a large feature map and reduce it, and the first order
 keeps both large ones:
 
-    order                     large maps alive       order                     large maps alive
+    order                     large ones alive       order                     large ones alive
     expand A                  A                      expand A                  A
     expand B                  A B                    reduce A                  A
     reduce A                  A B                    expand B                  B
