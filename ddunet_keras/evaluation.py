@@ -13,6 +13,7 @@ import numpy as np
 
 from ddunet_keras import metrics
 from ddunet_keras.files import DataError, StrPath, printable, write_json, write_text
+from ddunet_keras.sky import ROUNDING
 
 SHEET_COLUMNS = 3
 """Images in each row (best, median, worst) of the sheet."""
@@ -23,9 +24,6 @@ SHEET_PIXELS = 400
 SCORES = ("accuracy", "precision", "recall", "miou")
 COLUMNS = ("name", "date", "night", *SCORES, "cover_true", "cover_pred")
 """What is known of each image."""
-
-ROUNDING = 1e-3
-"""By which a probability may leave [0, 1]: resizing rounds."""
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 """Image uint8 (h, w, 3) RGB -> probabilities in [0, 1] at any size."""

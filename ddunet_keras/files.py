@@ -142,13 +142,13 @@ def read_text(path: StrPath, limit: int = MAX_TEXT_BYTES) -> str:
         raise DataError(f"{path}: not a readable UTF-8 text; save it as UTF-8") from None
 
 
-def read_json(path: StrPath, limit: int = MAX_TEXT_BYTES) -> Any:
+def read_json(path: StrPath) -> Any:
     """Reads a JSON file.
 
     Raises:
         DataError: as `read_text`, or the text is no JSON.
     """
-    text = read_text(path, limit)
+    text = read_text(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

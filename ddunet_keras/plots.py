@@ -5,9 +5,6 @@ The figures are drawn on matplotlib's Agg canvas directly: no display, no pyplot
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
@@ -22,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from ddunet_keras.files import IGNORE, DataError, StrPath, atomic_path, printable, read_text
+from ddunet_keras.files import IGNORE, StrPath, atomic_path, printable
 
 # Okabe and Ito's palette: distinct with every kind of colour vision
 BLUE = "#0072B2"
@@ -60,40 +57,16 @@ def _panel(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def read_history(path: StrPath) -> dict[str, list[float]]:
-    """Reads the history.csv of a training: one column a quantity, one row an epoch.
-
-    An empty cell (a quantity not measured in that epoch) is NaN.
-
-    Raises:
-        DataError: no such file, no row, a ragged row or something that is not a number.
-
-    Example:
-
-    >>> _ = (tmp / "history.csv").write_text("epoch,loss,val_loss\\n1,0.5,\\n2,0.4,0.6\\n")
-    >>> read_history(tmp / "history.csv")
-    {'epoch': [1.0, 2.0], 'loss': [0.5, 0.4], 'val_loss': [nan, 0.6]}
-    """
-    text = read_text(path)
-    try:
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-        columns = zip(*([float(cell or "nan") for cell in row] for row in rows), strict=True)
-        return {name: list(values) for name, values in zip(header, columns, strict=True)}
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a history.csv with a header and epochs ({error})") from None
-
-
 History = Mapping[str, Sequence[float]]
 """Values of each quantity, one an epoch: Keras's `History.history`."""
 
 
-def plot_history(history: History | StrPath, path: StrPath) -> None:
+def plot_history(history: History, path: StrPath) -> None:
     """Draws loss, accuracy and MIoU, and learning rate over the epochs, training and validation.
 
     Args:
-        history: Keras's `History.history` or the path of a history.csv. Drawn are loss, every
-            quantity whose name ends in accuracy or iou, with their val_ pairs, and learning_rate;
-            what is missing is not drawn.
+        history: Keras's `History.history`. Drawn are loss, every quantity whose name ends in
+            accuracy or iou, with their val_ pairs, and learning_rate; what is missing is not drawn.
         path: of the PNG.
 
     Raises:
@@ -103,8 +76,6 @@ def plot_history(history: History | StrPath, path: StrPath) -> None:
 
     >>> plot_history({"loss": [0.6, 0.4], "val_loss": [0.7, 0.5]}, tmp / "curves.png")
     """
-    if isinstance(history, (str, os.PathLike)):
-        history = read_history(history)
     lengths = {name: len(values) for name, values in history.items()}
     if not history.get("loss") or len(set(lengths.values())) != 1:
         raise ValueError(

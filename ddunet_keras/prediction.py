@@ -121,7 +121,7 @@ def predict_files(
     Yields:
         A dict for each photo, in order: image (path), mask and overlay (names of files in `out`),
         height, width, cloud_cover (`Segmentation.to_dict`: fraction, percent, okta,
-        valid_fraction, classes), threshold, horizon and seconds (to read and segment the photo).
+        valid_fraction), threshold, horizon and seconds (to read and segment the photo).
         For a photo that cannot be used: image and error. The others go on.
 
     Raises:

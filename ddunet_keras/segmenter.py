@@ -19,7 +19,7 @@ from ddunet_keras.images import resize_image
 from ddunet_keras.litert.model import TFLiteError, file_bytes, operator_name, read_tflite
 from ddunet_keras.litert.soundness import EDGE_TPU_OPERATOR, check_sound
 from ddunet_keras.presets import DEFAULT, preset_file
-from ddunet_keras.sky import Segmentation, segment
+from ddunet_keras.sky import ROUNDING, Segmentation, segment
 
 EDGETPU = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}
 """Library of Coral's Edge TPU by `sys.platform`; elsewhere it is `libedgetpu.so.1`."""
@@ -29,8 +29,6 @@ MAX_CLASSES = 255
 MAX_VALUES = 2**26
 """Most values of an output: as float32 they take 256 MiB."""
 MAX_THREADS = 1024
-ROUNDING = 1e-3
-"""Most that a probability may be below 0 or over 1, by rounding."""
 
 _TYPES = {
     TensorType.INT8: "int8",

@@ -20,7 +20,7 @@ from ddunet_keras.data.augmentation import NO_AUGMENTATION
 from ddunet_keras.data.datasets import Dataset, Mixture, open_dataset
 from ddunet_keras.data.pipeline import Pipeline
 from ddunet_keras.data.splits import Split, make_split
-from ddunet_keras.files import DataError, first_line, write_json, write_text
+from ddunet_keras.files import PARTIAL_PREFIX, DataError, first_line, write_json, write_text
 from ddunet_keras.layers import DMSC, PACKAGE
 from ddunet_keras.losses import MeanIoU, PixelAccuracy, SegmentationLoss
 from ddunet_keras.model import DDUNet, load_model
@@ -171,7 +171,8 @@ def train(data: str | Path, out: str | Path, *, verbose: Any = "auto", **setting
     run["last"] = rows[-1]
     from ddunet_keras.plots import plot_history  # only here: Matplotlib takes a second
 
-    plot_history(config.out / "history.csv", config.out / "curves.png")
+    history = {name: [row[name] for row in rows] for name in rows[0]}
+    plot_history(history, config.out / "curves.png")
     write_json(config.out / "run.json", run)
     return run
 
@@ -387,7 +388,7 @@ def _check_folder(config, described, split):
     out, path = config.out, config.out / "run.json"
     if not path.exists():
         # a training that was killed early may have left these, and nothing is lost with them
-        own = {"split.json", *(partial.name for partial in out.glob(".partial-*"))}
+        own = {"split.json", *(partial.name for partial in out.glob(f"{PARTIAL_PREFIX}*"))}
         if config.resume and out.exists() and {entry.name for entry in out.iterdir()} - own:
             raise DataError(f"{out}: holds no run.json to resume; choose another folder")
         return
@@ -410,8 +411,8 @@ def _check_folder(config, described, split):
 
 
 def _remove_partial_files(out):
-    """What a killed training was writing; `ddunet_keras.files.atomic_path` gives the names."""
-    for path in out.glob(".partial-*"):
+    """What a killed training was writing, on whatever machine: the folder is of one training."""
+    for path in out.glob(f"{PARTIAL_PREFIX}*"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
@@ -430,14 +431,11 @@ def _restore(model, path):
 
 def _read_history(path, iterations):
     """The rows up to the one that was written with the checkpoint of these iterations."""
-    whole_numbers = ("epoch", "iterations")
+    integers = ("epoch", "iterations")
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [
-                {
-                    name: int(text) if name in whole_numbers else float(text)
-                    for name, text in row.items()
-                }
+                {name: int(text) if name in integers else float(text) for name, text in row.items()}
                 for row in csv.DictReader(file)
             ]
         done = [row["iterations"] for row in rows].index(iterations) + 1

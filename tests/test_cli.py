@@ -159,8 +159,6 @@ def test_version_and_module(capsys):
         "evaluate MODEL DATA --part most",
         "evaluate MODEL DATA --layout tar",
         "predict a.jpg --model MODEL --threshold 1.5",
-        "predict a.jpg --model MODEL --horizon no/such/mask.png",
-        "predict a.jpg --model MODEL --horizon circle:1,2",
         "benchmark",
         "ablate DATA",
         "ablate DATA --out DIR --variants half",

@@ -273,11 +273,11 @@ def root(content, identifier):
     return flatbuffers.table.Table(content, int(np.frombuffer(content, "<u4", 1)[0]))
 
 
-def add_metadata(data, labels=None):
+def add_metadata(data):
     """The file as an Android conversion ends."""
     model = read_tflite(data)
-    set_mediapipe_metadata(model, labels)
-    return with_label_file(write_tflite(model), labels)
+    set_mediapipe_metadata(model)
+    return with_label_file(write_tflite(model))
 
 
 @pytest.mark.parametrize(
@@ -339,5 +339,3 @@ def test_metadata_is_for_what_mediapipe_takes():
     for settings in ({}, {"io": "uint8", "output": "mask"}):
         with pytest.raises(DataError, match="MediaPipe"):
             add_metadata(tiny_tflite(**settings))
-    with pytest.raises(ValueError, match="labels"):
-        add_metadata(tiny_tflite(io="uint8"), labels=["sky", "cloud"])

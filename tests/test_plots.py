@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ddunet_keras import metrics, plots
-from ddunet_keras.files import IGNORE, DataError
+from ddunet_keras.files import IGNORE
 
 HISTORY = {
     "epoch": [0, 1, 2],
@@ -31,19 +31,10 @@ def has_color(picture, color):
     return bool((picture == rgb).all(-1).any())
 
 
-def write_csv(path, history):
-    rows = zip(*history.values(), strict=True)
-    lines = [",".join(history), *(",".join(map(str, row)) for row in rows)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_history_from_a_dict_and_from_its_csv_is_one_picture(tmp_path):
+def test_history_is_drawn_in_two_colours(tmp_path):
     plots.plot_history(HISTORY, tmp_path / "a.png")
-    plots.plot_history(write_csv(tmp_path / "history.csv", HISTORY), tmp_path / "b.png")
-    first = pixels(tmp_path / "a.png")
-    np.testing.assert_array_equal(first, pixels(tmp_path / "b.png"))
-    assert has_color(first, plots.BLUE) and has_color(first, plots.ORANGE)
+    picture = pixels(tmp_path / "a.png")
+    assert has_color(picture, plots.BLUE) and has_color(picture, plots.ORANGE)
 
 
 def test_history_panels_follow_what_was_measured(tmp_path):
@@ -57,33 +48,6 @@ def test_history_panels_follow_what_was_measured(tmp_path):
 def test_a_single_epoch_is_visible(tmp_path):
     plots.plot_history({"loss": [0.5]}, tmp_path / "a.png")
     assert has_color(pixels(tmp_path / "a.png"), plots.BLUE)
-
-
-def test_an_empty_cell_of_history_csv_is_not_a_number(tmp_path):
-    path = tmp_path / "history.csv"
-    path.write_text("epoch,loss,val_loss\n0,0.5,\n1,0.4,0.6\n\n")
-    history = plots.read_history(path)
-    assert history["loss"] == [0.5, 0.4]
-    assert np.isnan(history["val_loss"][0]) and history["val_loss"][1] == 0.6
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"epoch,loss\n", b"epoch,loss\n0\n", b"epoch,loss\n0,low\n", b"\x89PNG\xff\xfe\x00\x01"],
-    ids=["empty", "no epoch", "truncated", "words", "random bytes"],
-)
-def test_a_bad_history_csv_is_named(tmp_path, content):
-    path = tmp_path / "history.csv"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"history\.csv"):
-        plots.plot_history(path, tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
-
-
-def test_a_missing_history_is_named(tmp_path):
-    for path, reason in ((tmp_path / "none.csv", "no such file"), (tmp_path, "is a folder")):
-        with pytest.raises(DataError, match=reason):
-            plots.plot_history(path, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -196,9 +160,3 @@ def test_names_are_drawn_as_they_are(tmp_path, name):
     plots.plot_curves({name: curve}, tmp_path / "b.png")
     plots.plot_history({"loss": [0.5], f"{name}_accuracy": [0.5]}, tmp_path / "c.png")
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_history_that_is_no_file_is_named(tmp_path, put_no_file):
-    put_no_file(tmp_path / "history.csv")
-    with pytest.raises(DataError, match=r"history\.csv"):
-        plots.read_history(tmp_path / "history.csv")

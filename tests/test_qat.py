@@ -51,7 +51,7 @@ def kernels(data):
 def test_a_trained_file_is_near_the_float_model(target, photos):
     lines = []
     data = trained(photos, lines, "full", target=target, qat_epochs=2)
-    check_int8(data)
+    check_int8(read_tflite(data))
     told = [line for line in lines if line.startswith("quantization-aware training: epoch")]
     assert len(told) == 2
     graph = build_graph(network("full"), SIZE)

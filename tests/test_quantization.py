@@ -90,7 +90,7 @@ def scales_of(tensors, operator):
 
 
 def test_int8_is_near_the_float_model():
-    check_int8(int8_file())
+    check_int8(read_tflite(int8_file()))
     raw, source, target = run(int8_file(), pixels())
     assert source["quantization"] == (1.0, 0)
     assert target["quantization"] == (1 / 256, -128)
@@ -173,7 +173,7 @@ def test_the_head_wastes_no_integers_on_what_the_output_does_not_show(output, wi
 @pytest.mark.parametrize("io", ["uint8", "float32"])
 def test_io_gives_the_same_values(io):
     data = int8_file(io=io)
-    check_int8(data, io)
+    check_int8(read_tflite(data), io)
     inputs = photos() if io == "uint8" else photos().astype("float32") - 128
     raw, source, _ = run(data, inputs)
     assert source["dtype"] == np.dtype(io)
@@ -182,12 +182,12 @@ def test_io_gives_the_same_values(io):
     expected = expected if io == "uint8" else expected / 256
     np.testing.assert_allclose(raw, expected, atol=1e-6)
     with pytest.raises(TFLiteError, match="should be int8, this is"):
-        check_int8(data, "int8")
+        check_int8(read_tflite(data), "int8")
 
 
 def test_mask_and_classes():
     data = int8_file("cpu", "mask", num_classes=3)
-    check_int8(data)
+    check_int8(read_tflite(data))
     mask, *_ = run(data, pixels())
     assert mask.shape == (12, *SIZE, 1)
     logits = truth("logits", num_classes=3)
@@ -198,7 +198,7 @@ def test_mask_and_classes():
 @pytest.mark.parametrize("settings", [{"variant": "baseline"}, {"upsampling": "align_corners"}])
 def test_other_networks(settings):
     data = int8_file(output="mask", **settings)
-    check_int8(data)
+    check_int8(read_tflite(data))
     mask, *_ = run(data, pixels())
     assert set(np.unique(mask)) <= {0, 1}
     logits = truth("logits", **settings)
@@ -214,7 +214,7 @@ def test_float_files():
     np.testing.assert_allclose(run(whole, inputs)[0], truth(), atol=1e-4)
     np.testing.assert_allclose(run(half, inputs)[0], truth(), atol=1e-2)
     with pytest.raises(TFLiteError, match="should be int8, this is float32"):
-        check_int8(whole)
+        check_int8(read_tflite(whole))
 
 
 def test_nothing_is_printed(capfd):

@@ -25,7 +25,7 @@ def dataset_of(tmp_path, captures, layout="swinyseg", augmentations=0, lists=Non
                 name = f"{source}_{k}" if k else source
                 path = tmp_path / name
                 samples.append(Sample(name, path, path, date, time, night, source=source))
-    return Dataset(layout, tmp_path, tuple(samples), 2, ("sky", "cloud"), lists or {})
+    return Dataset(layout, tmp_path, tuple(samples), 2, lists or {})
 
 
 def sky(tmp_path, **options):

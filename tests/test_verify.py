@@ -183,7 +183,7 @@ def test_scores_are_those_of_the_labels(files):
 def test_markdown_and_dict_say_what_happened(files):
     data, _, predictor = files
     images, masks = photos()
-    result = verify(data, images, masks, float_predictor=predictor, agreement=100.1)
+    result = verify(data, images, masks, float_predictor=predictor, limits=Limits(agreement=100.1))
     assert not result.passed and not result.to_dict()["passed"]
     assert "| the masks agree with the float model's | FAILED |" in result.to_markdown()
     assert "| MIoU, % |" in result.to_markdown()

@@ -8,14 +8,15 @@ from pathlib import Path
 from ddunet_keras.cli.console import progress
 from ddunet_keras.cli.options import (
     PROTOCOL_HELP,
+    argument_type,
     command,
     data_options,
     positive,
     seed_option,
-    size_of,
 )
 from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.data.splits import PROTOCOLS, make_split
+from ddunet_keras.settings import ImageSize
 
 
 def run_synthetic(arguments: argparse.Namespace) -> None:
@@ -48,7 +49,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     option("out", type=Path, metavar="OUT", help="new folder")
     option("--count", type=positive, default=120, metavar="N", help="number of images")
-    option("--size", type=size_of(1), default="256", metavar="H,W", help="size of the images")
+    option(
+        "--size",
+        type=argument_type(ImageSize(1)),
+        default="256",
+        metavar="H,W",
+        help="size of the images",
+    )
     seed_option(option)
 
     option = command(

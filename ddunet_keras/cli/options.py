@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from ddunet_keras.settings import (
     Choice,
     Each,
     Flag,
-    ImageSize,
     Number,
     Rule,
 )
@@ -46,19 +44,6 @@ def argument_type(rule: Rule) -> Callable[[str], Any]:
     return parse
 
 
-def size_of(multiple: int) -> Callable[[str], Any]:
-    return argument_type(ImageSize(multiple))
-
-
-def horizon(text):
-    circle = r"circle:\s*[-+.\d]+\s*,\s*[-+.\d]+\s*,\s*[.\d]+\s*"
-    if text != "auto" and not re.fullmatch(circle, text) and not Path(text).is_file():
-        raise argparse.ArgumentTypeError(
-            f"must be auto, circle:x,y,r or the file of a mask picture; received {text!r}"
-        )
-    return text
-
-
 def model_file(text):
     """A model's file, or that of the preset of this name."""
     path = Path(text)
@@ -70,9 +55,7 @@ def model_file(text):
 
 positive = argument_type(POSITIVE)
 count = argument_type(COUNT)
-share = argument_type(Number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1"))
-probability = share
-values = argument_type(Number(int, 2, 256, "an integer from 2 to 256"))
+probability = argument_type(Number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1"))
 
 PRESET_NAMES = " or ".join(PRESETS)
 MODEL_HELP = f"a .keras or .tflite file, such as RUN/best.keras, or {PRESET_NAMES}"
@@ -180,10 +163,9 @@ def threshold_option(option) -> None:
     )
 
 
-def split_options(option, default=None) -> None:
+def split_options(option) -> None:
     """--protocol and --split."""
-    said = PROTOCOL_HELP if default else f"{PROTOCOL_HELP} (default: RUN's or date)"
-    option("--protocol", choices=PROTOCOLS, default=default, help=said)
+    option("--protocol", choices=PROTOCOLS, help=f"{PROTOCOL_HELP} (default: RUN's or date)")
     option("--split", type=Path, metavar="FILE", help="a split of your own, in place of --protocol")
 
 

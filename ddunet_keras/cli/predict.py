@@ -14,7 +14,6 @@ from ddunet_keras.cli.models import open_model
 from ddunet_keras.cli.options import (
     MODEL_HELP,
     command,
-    horizon,
     model_file,
     positive,
     threshold_option,
@@ -96,7 +95,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     threshold_option(option)
     option(
         "--horizon",
-        type=horizon,
         metavar="MASK|circle:x,y,r|auto",
         help="where the photo shows sky: a mask picture (white is sky), a circle in pixels, or "
         "auto, which finds the disc of a fisheye",

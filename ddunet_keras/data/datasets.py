@@ -74,7 +74,6 @@ class Dataset:
         root: the folder.
         samples: what lies on disk.
         num_classes: number of classes in the labels.
-        class_names: their names, in the order of the labels.
         lists: names in `train.txt` and `val.txt` where a SWINySEG folder has them, by `"train"`
             and `"val"`.
     """
@@ -83,7 +82,6 @@ class Dataset:
     root: Path
     samples: tuple[Sample, ...]
     num_classes: int
-    class_names: tuple[str, ...]
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -249,9 +247,7 @@ def open_dataset(path: StrPath, layout: str | None = None, num_classes: int = 2)
         date, time = captures.get(source) or captures.get(name) or (None, None)
         samples.append(Sample(name, image, mask, date, time, night, source=source))
     lists = _read_lists(root) if layout == "swinyseg" else {}
-    numbered = tuple(f"class {index}" for index in range(num_classes))
-    class_names = spec.class_names.get(num_classes, numbered)
-    return Dataset(layout, root, tuple(samples), num_classes, class_names, lists)
+    return Dataset(layout, root, tuple(samples), num_classes, lists)
 
 
 def _read_lists(root):

@@ -18,6 +18,9 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos")
 MASK_FOLDERS = ("masks", "mask", "gtmaps", "gt", "labels", "label", "annotation", "annotations")
 """Names of the two folders where a data set follows no published layout, in any case."""
 
+SHOWN = 5
+"""Files, values and the like that a message lists before it says "..."."""
+
 SKY_AND_CLOUD = {0: 0, 255: 1}
 """Values of a two-class mask, and the labels that they stand for."""
 
@@ -34,7 +37,6 @@ class Layout:
         mask_endings: what a mask's name may add to its image's, in lower case.
         codes: value in the mask -> label, by number of classes; of a folder of one's own it depends
             on the mask.
-        class_names: by number of classes, where the set's authors name them.
         night: whether all photos are taken at night; None if that is not known or differs.
         resampled: masks were resized by their authors, so that edges are gray.
         file_suffixes: endings of its files.
@@ -46,7 +48,6 @@ class Layout:
     name: str = "(?s:.+)"  # anything, line breaks included
     mask_endings: tuple[str, ...] = ("", "_gt")
     codes: dict[int, dict[int, int]] = field(default_factory=lambda: {2: SKY_AND_CLOUD})
-    class_names: dict[int, tuple[str, ...]] = field(default_factory=lambda: {2: ("sky", "cloud")})
     night: bool | None = None
     resampled: bool = False
     file_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
@@ -82,7 +83,6 @@ LAYOUTS = {
         mask_folders={2: ("2gt",), 3: ("3gt",)},
         mask_endings=("_gt", "_2gt", "_3gt"),
         codes={2: SKY_AND_CLOUD, 3: {0: 0, 126: 1, 255: 2}},
-        class_names={2: ("sky", "cloud"), 3: ("sky", "thin cloud", "thick cloud")},
         resampled=True,
     ),
     "wsiseg": Layout(
@@ -227,7 +227,7 @@ def stem(name: str) -> str:
     return head if dot + suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def list_some(items: Iterable[Any], shown: int = 5) -> str:
+def list_some(items: Iterable[Any]) -> str:
     """How many there are, and the first of them in order, for a message.
 
     Example:
@@ -236,6 +236,6 @@ def list_some(items: Iterable[Any], shown: int = 5) -> str:
     '7 (a, b, c, d, e, ...)'
     """
     names = [str(item) for item in sorted(items)]
-    first = ", ".join(names[:shown])
-    more = ", ..." if len(names) > shown else ""
+    first = ", ".join(names[:SHOWN])
+    more = ", ..." if len(names) > SHOWN else ""
     return f"{len(names)} ({first}{more})"

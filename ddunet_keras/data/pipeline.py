@@ -19,6 +19,9 @@ from ddunet_keras.images import normalize, resize_image, resize_labels
 CACHE_BYTES = 4_000_000_000
 """The cache of decoded images stays below this; larger datasets are decoded in every epoch."""
 
+WORKERS = 4
+"""Threads that decode and augment the images of a batch, without TensorFlow."""
+
 
 class Pipeline:
     """Batches of network inputs and labels from a dataset.
@@ -158,7 +161,7 @@ class Pipeline:
         data = places.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return data.batch(self.batch_size).prefetch(2)
 
-    def py_dataset(self, initial_epoch: int = 0, workers: int = 4):
+    def py_dataset(self, initial_epoch: int = 0):
         """A `keras.utils.PyDataset` for a backend without TensorFlow."""
         import keras
 
@@ -181,5 +184,5 @@ class Pipeline:
             def on_epoch_end(self):
                 self.epoch += 1
 
-        pool = ThreadPoolExecutor(workers)
+        pool = ThreadPoolExecutor(WORKERS)
         return Batches()

@@ -156,7 +156,7 @@ def _input_and_output(model):
 
 
 def _quantization(tensor):
-    """Scale and zero point; 1 and 0 for a mask's plain numbers."""
+    """Scale and zero point; 1 and 0 for the class indices of a mask."""
     quantization = tensor.quantization
     if quantization is None or quantization.scale is None or not len(quantization.scale):
         return 1.0, 0
@@ -187,9 +187,7 @@ _RGB, _TENSOR_AXIS_LABELS = 1, 2
 _NO_ACTIVATION, _SIGMOID, _SOFTMAX = 0, 1, 2
 
 
-def set_mediapipe_metadata(
-    model, labels=None, name="DDUNet", description="Clouds in photos of the sky"
-) -> None:
+def set_mediapipe_metadata(model) -> None:
     """Gives a model what MediaPipe's ImageSegmenter reads: normalization, activation, and the name
     of the file of class names, which `with_label_file` attaches.
 
@@ -198,12 +196,9 @@ def set_mediapipe_metadata(
     Args:
         model: `ModelT` of a file with uint8 or float32 input, whose output is probabilities or
             logits.
-        labels: names of the output's channels, of which the number counts here.
-        name, description: of the model, for a person.
 
     Raises:
         DataError: the file is no segmenter, has int8 input, or its output is a mask.
-        ValueError: the number of labels is not that of the output's channels.
     """
     kind, _ = check_segmenter(model)
     source, result = _input_and_output(model)
@@ -211,44 +206,29 @@ def set_mediapipe_metadata(
         raise DataError(
             "MediaPipe takes files with uint8 or float32 input (--io) and probabilities or logits"
         )
-    _channel_labels(model, labels)
     mean = 128.0 if source.type == schema.TensorType.FLOAT32 else 0.0
     if kind == "probability":
         activation = _NO_ACTIVATION
     else:
         activation = _SIGMOID if result.shape[3] == 1 else _SOFTMAX
-    set_metadata(model, b"TFLITE_METADATA", _metadata(mean, activation, name, description))
+    set_metadata(model, b"TFLITE_METADATA", _metadata(mean, activation))
 
 
-def with_label_file(data, labels=None) -> bytes:
-    """The file with its class names attached: a zip archive after the flatbuffer, as MediaPipe
-    expects them. LiteRT runs it as before.
-
-    Args:
-        data: bytes of a segmenter's `.tflite` file.
-        labels: names of the output's channels; by default "cloud", or those of `Segmentation`.
-
-    Raises:
-        ValueError: the number of labels is not that of the output's channels.
+def with_label_file(data) -> bytes:
+    """A segmenter's `.tflite` file with its class names attached, "cloud" or all of `class_names`:
+    a zip archive after the flatbuffer, as MediaPipe expects them. LiteRT runs it as before.
     """
-    names = _channel_labels(read_tflite(data), labels)
+    model = read_tflite(data)
+    _, num_classes = check_segmenter(model)
+    _, result = _input_and_output(model)
+    names = class_names(num_classes)[-result.shape[3] :]
     file = io.BytesIO(data)
     with zipfile.ZipFile(file, "a") as archive:  # a ZipInfo of its own has no time of day in it
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(names) + "\n")
     return file.getvalue()
 
 
-def _channel_labels(model, labels) -> list[str]:
-    _, num_classes = check_segmenter(model)
-    _, result = _input_and_output(model)
-    channels = result.shape[3]
-    names = list(labels or class_names(num_classes)[-channels:])
-    if len(names) != channels:
-        raise ValueError(f"`labels` must be {channels} names. Received: labels={labels!r}")
-    return names
-
-
-def _metadata(mean, activation, name, description):
+def _metadata(mean, activation):
     build = flatbuffers.Builder(1024)
     text = build.CreateString
 
@@ -269,11 +249,14 @@ def _metadata(mean, activation, name, description):
     custom = _table(
         build, text("SEGMENTER_METADATA"), _bytes(build, _segmenter_options(activation))
     )
-    ends, custom = (_vector(build, source), _vector(build, result)), _vector(build, custom)
-    graph = _table(build, None, None, *ends, *[None] * 5, custom)
+    sources = _vector(build, source)
+    results = _vector(build, result)
+    customs = _vector(build, custom)
+    graph = _table(build, None, None, sources, results, None, None, None, None, None, customs)
     graphs = _vector(build, graph)
-    about = text(name), text(description), None, graphs, None, None, None, text("1.0.0")
-    build.Finish(_table(build, *about), b"M001")
+    name, description = text("DDUNet"), text("Clouds in photos of the sky")
+    model = _table(build, name, description, None, graphs, None, None, None, text("1.0.0"))
+    build.Finish(model, b"M001")
     return bytes(build.Output())
 
 

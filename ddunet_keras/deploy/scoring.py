@@ -40,13 +40,13 @@ def probabilities(data, raw, output="probability") -> np.ndarray:
     return as_probabilities(dequantize(graph.tensors[graph.outputs[0]], raw), output)
 
 
-def labels_of(values, threshold=0.5) -> np.ndarray:
+def labels_of(values) -> np.ndarray:
     """Class indices (n, h, w) of what `probabilities` gives."""
     if values.dtype.kind == "i":
         return values
     if values.ndim == 4:
         return values.argmax(-1)
-    return (values >= threshold).astype(np.int64)
+    return (values >= 0.5).astype(np.int64)
 
 
 def unsure_share(float_values) -> float:

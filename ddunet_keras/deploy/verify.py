@@ -41,9 +41,9 @@ class Limits:
         agreement: least share of pixels in which the masks of the file and of the float model
             agree, percent. Trained networks reach 99; below 97 something is wrong.
         score_drop: most that accuracy and MIoU may fall below the float model's, percentage points.
-        xnnpack_steps: most that XNNPACK may differ from the reference kernels in the mean of an
-            image, in integers of the quantized output (in 1/256 for float), in `xnnpack_share` of
-            the images. XNNPACK rounds each layer otherwise, that adds up, and the dynamic head
+        xnnpack_difference: most that XNNPACK may differ from the reference kernels in the mean of
+            an image, in integers of the quantized output (in 1/256 for float), in `xnnpack_share`
+            of the images. XNNPACK rounds each layer otherwise, that adds up, and the dynamic head
             multiplies it: trained networks of 4 and 8 base channels had 0.5 to 3 in the mean, one
             of 168 photos 9.95, and at single pixels, at clouds' edges, up to 84.
         xnnpack_share: percent of the images; with all of them, more photos would make the check
@@ -55,7 +55,7 @@ class Limits:
 
     agreement: float = 97.0
     score_drop: float = 1.0
-    xnnpack_steps: float = 8
+    xnnpack_difference: float = 8
     xnnpack_share: float = 95
     xnnpack_agreement: float = 98.0
     exact_images: int = 4
@@ -110,7 +110,7 @@ class Verification:
         return [check for check in self.checks if check.passed is False]
 
     def to_dict(self) -> dict:
-        """Everything as plain values."""
+        """Everything as JSON holds it."""
         return {
             "passed": self.passed,
             "checks": [asdict(check) for check in self.checks],
@@ -176,8 +176,9 @@ def verify(
     _check_arguments(images, masks, output)
     limits = limits or Limits()
     few = images[: limits.exact_images]
-    quantized = _is_quantized(read_tflite(data))
-    checks = [_check_integers(data, io)] if quantized else []
+    model = read_tflite(data)
+    quantized = _is_quantized(model)
+    checks = [_check_integers(model, io)] if quantized else []
     try:
         reference = run_litert_in_child(data, images, True)
     except ChildError as error:
@@ -243,14 +244,13 @@ def _float_values(predictor, images) -> np.ndarray:
 # === The checks ===
 
 
-def _check_integers(data, io) -> Check:
+def _check_integers(model, io) -> Check:
+    name = "integers alone"
     try:
-        check_int8(data, io)
+        check_int8(model, io)
     except ValueError as error:
-        return Check("integers alone", False, first_line(error))
-    return Check(
-        "integers alone", True, f"{len(read_tflite(data).subgraphs[0].operators)} operators"
-    )
+        return Check(name, False, first_line(error))
+    return Check(name, True, f"{len(model.subgraphs[0].operators)} operators")
 
 
 def _equal(name, first, second, said=None, where=lambda: "") -> Check:
@@ -330,7 +330,7 @@ def _near(outputs, reference, limits):
     apart = np.abs(outputs.astype(np.float64) - reference.astype(np.float64))
     apart = apart.mean(tuple(range(1, apart.ndim)))
     integers = outputs.dtype.kind in "iu"
-    limit = limits.xnnpack_steps if integers else limits.xnnpack_steps / 256
+    limit = limits.xnnpack_difference if integers else limits.xnnpack_difference / 256
     within = 100 * float(np.mean(apart <= limit))
     detail = (
         f"mean difference at most {limit:g}{' integers' if integers else ''} in {within:.1f} % of "

@@ -60,21 +60,6 @@ DTYPES = {schema.TensorType.BOOL: np.dtype(bool)} | {
 
 _DTYPE_NAMES = {code: dtype.name for code, dtype in DTYPES.items()}
 
-# fmt: off
-COMPUTING = frozenset((
-    "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "DIV",
-    "ELU", "FULLY_CONNECTED", "HARD_SWISH", "L2_NORMALIZATION", "LEAKY_RELU", "LOGISTIC",
-    "LOG_SOFTMAX", "MAXIMUM", "MEAN", "MINIMUM", "MUL", "PRELU", "QUANTIZE", "RELU", "RELU6",
-    "RELU_N1_TO_1", "SOFTMAX", "SQUARED_DIFFERENCE", "SUB", "SUM", "TANH", "TRANSPOSE_CONV",
-))
-# fmt: on
-"""Operators that calculate with the scales of 8- and 16-bit tensors: LiteRT ends the whole process
-where one is missing."""
-
-_LEAST_INPUTS = {"CONCATENATION": 1, "RESHAPE": 1, "SLICE": 3} | dict.fromkeys(
-    ("CONV_2D", "DEPTHWISE_CONV_2D", "PAD", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), 2
-)
-_WITH_OPTIONS = frozenset(_LEAST_INPUTS) - {"PAD", "RESHAPE", "SLICE"}
 # options with names in them
 _NAMED_OPTIONS = (schema.BuiltinOptions.VarHandleOptions,)
 _NAMED_OPTIONS_2 = (
@@ -119,8 +104,9 @@ def read_tflite(source: str | Path | bytes | bytearray | memoryview) -> schema.M
     """Reads and checks a `.tflite` file.
 
     What passes is whole and consistent: every index points at something, constants have the size
-    that their shape asks for, and every operator reads tensors that exist when it runs. Whether
-    LiteRT can run it is another question: see `ddunet_keras.litert.soundness`.
+    that their shape asks for, and every operator reads tensors that exist when it runs. Whether an
+    operator has the inputs, options and scales of its kind is another question, which
+    `ddunet_keras.litert.soundness` asks before LiteRT may run a stranger's file.
 
     Args:
         source: a path, or the file's bytes.
@@ -179,7 +165,7 @@ def add_operator(
     if code not in kinds:
         kinds.append(code)
         version = 1 if name == "RESHAPE" else 2  # 2 is that of int8
-        # the first field is of one byte; it is for readers of before 2020
+        # the first field is of one byte; it is for interpreters of before 2020
         model.operatorCodes.append(
             schema.OperatorCodeT(min(code, MAX_SHORT_CODE), None, version, code)
         )
@@ -448,9 +434,10 @@ def _check_graph(model, graph, where):
         require(operator.opcodeIndex < len(model.operatorCodes), f"{at} has no operator code")
         name = operator_name(model, operator)
         at = f"{at} ({name})"
-        _check_operator(operator, name, at)
+        require(operator.outputs or operator.inputs, f"{at} has no tensors")
+        require(not operator.largeCustomOptionsSize, f"{at} has options outside the flatbuffer")
         for place, index in enumerate(operator.inputs):
-            left_out = index == -1 and (place > 1 or (place == 1 and name not in COMPUTING))
+            left_out = index == -1 and place > 0
             scratch = name not in _NUMBERS and 0 <= index < count  # as of Vela's "ethos-u"
             require(
                 left_out or scratch or index in readable,
@@ -461,35 +448,4 @@ def _check_graph(model, graph, where):
             require(index not in filled, f"{at} writes tensor {index}, which has a value")
             filled.add(index)
             readable.add(index)
-        if name in COMPUTING:
-            for index in operator.inputs + operator.outputs:
-                require(
-                    index < 0 or _has_scale(model, graph.tensors[index]),
-                    f"{at}: tensor {index} has no scale",
-                )
     require(readable.issuperset(graph.outputs), f"{where} has an output that nothing computes")
-
-
-def _check_operator(operator, name, at):
-    """Inputs, outputs and options are there."""
-    require(operator.outputs or operator.inputs, f"{at} has no tensors")
-    least = _LEAST_INPUTS.get(name, 0)
-    require(len(operator.inputs) >= least, f"{at} has under {least} inputs")
-    require(operator.outputs or not least, f"{at} has no output")
-    require(operator.builtinOptions or name not in _WITH_OPTIONS, f"{at} has no options")
-    require(not operator.largeCustomOptionsSize, f"{at} has options outside the flatbuffer")
-    for field in ("strideW", "strideH", "dilationWFactor", "dilationHFactor"):
-        value = getattr(operator.builtinOptions, field, 1)
-        require(value > 0, f"{at} has {field} {value}")
-
-
-def _has_scale(model, tensor):
-    """Whether a tensor of 8- or 16-bit integers has scales; a constant's may be zero."""
-    dtype = DTYPES.get(tensor.type)
-    if dtype is None or dtype.kind not in "iu" or dtype.itemsize > 2:
-        return True
-    if tensor.quantization is None or tensor.quantization.scale is None:
-        return False
-    scales = np.asarray(tensor.quantization.scale)
-    constant_tensor = model.buffers[tensor.buffer].data is not None
-    return len(scales) > 0 and (constant_tensor or bool((scales > 0).all()))

@@ -29,10 +29,10 @@ NEGLIGIBLE = 1 / 512
 """Tensors smaller than this share of the largest count as nothing, which leaves fewer orders."""
 
 
-def reorder(model: schema.ModelT, window: int = WINDOW) -> None:
+def reorder(model: schema.ModelT) -> None:
     """Puts the operators of a model in the order that keeps the fewest bytes alive, in place.
 
-    The whole graph is searched, exactly where it has few enough orders. Then windows of `window`
+    The whole graph is searched, exactly where it has few enough orders. Then windows of `WINDOW`
     operators are searched alone, each half over the one before. That lowers the moments below the
     worst one, too; the worst one never rises.
 
@@ -53,8 +53,8 @@ def reorder(model: schema.ModelT, window: int = WINDOW) -> None:
         return order if found is None else [order[i] for i in found[0]]
 
     order = best(list(range(len(reads))), graph.inputs, graph.outputs)
-    for start in range(0, len(order), window // 2):
-        stop = start + window
+    for start in range(0, len(order), WINDOW // 2):
+        stop = start + WINDOW
         written_before = set(graph.inputs).union(*(writes[i] for i in order[:start]))
         read_after = set(graph.outputs).union(*(reads[i] for i in order[stop:]))
         read_inside = {index for i in order[start:stop] for index in reads[i]}

@@ -128,7 +128,7 @@ def invoke(interpreter, feed: Sequence[np.ndarray]) -> None:
     interpreter.invoke()
 
 
-def run_litert(data: bytes, images: np.ndarray, *, reference: bool, threads: int = 1) -> np.ndarray:
+def run_litert(data: bytes, images: np.ndarray, *, reference: bool) -> np.ndarray:
     """Runs photos through LiteRT in this process.
 
     Args:
@@ -136,7 +136,6 @@ def run_litert(data: bytes, images: np.ndarray, *, reference: bool, threads: int
         images: uint8 (n, h, w, 3) photos, which are encoded as the input's type asks for, or
             (n, h, w, c) already of that type.
         reference: True for the reference kernels, False for XNNPACK as users run it.
-        threads: number of threads.
 
     Returns:
         (n, ...): the first output of each photo, in its own type.
@@ -153,7 +152,7 @@ def run_litert(data: bytes, images: np.ndarray, *, reference: bool, threads: int
     (1, 256, 256, 1)
     """
     feeds = input_feeds(read_tflite(data), images)
-    interpreter = make_interpreter(data, reference, threads)
+    interpreter = make_interpreter(data, reference)
     index = interpreter.get_output_details()[0]["index"]
     results = []
     for feed in feeds:

@@ -33,7 +33,8 @@ def _windows(node, kernel, sides):
     for axis, size, side in zip("HW", kernel, sides, strict=True):
         stride = node.option(f"stride{axis}")
         dilation = node.option(f"dilation{axis}Factor", 1)
-        require(max(stride, dilation) <= MAX_STRIDE, f"its stride is {stride}, dilation {dilation}")
+        fits = 0 < stride <= MAX_STRIDE and 0 < dilation <= MAX_STRIDE
+        require(fits, f"its stride is {stride}, dilation {dilation}")
         reach = (size - 1) * dilation
         if node.option("padding") == schema.Padding.VALID:
             side -= reach

@@ -22,7 +22,6 @@ from ddunet_keras.litert.model import (
     DTYPES,
     TFLiteError,
     dtype_name,
-    read_tflite,
     require,
     tensor_bytes,
     tensor_name,
@@ -194,6 +193,7 @@ def check_sound(model: schema.ModelT) -> None:
     Example:
 
     >>> from ddunet_keras.presets import preset_file
+    >>> from ddunet_keras.litert.model import read_tflite
     >>> check_sound(read_tflite(preset_file("ddunet_c8", "tflite")))
     """
     require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
@@ -302,11 +302,13 @@ def _check_scales(node, rule):
     weights = node.operator.inputs[1] if node.kind.endswith("CONV_2D") else None
     scales: dict[int, float] = {}
     for index, tensor in node.tensors():
-        if index == weights or dtype_name(tensor) not in ("int8", "uint8"):
+        if dtype_name(tensor) not in ("int8", "uint8"):
             continue
         quantization = tensor.quantization
         if quantization is None or quantization.scale is None:
             require(node.kind in MAY_LACK_SCALES, f"tensor {index} has no scale")
+            continue
+        if index == weights:  # which may have one for each filter
             continue
         require(len(quantization.scale) == 1, f"tensor {index} has not one scale")
         scales[index] = float(quantization.scale[0])
@@ -355,11 +357,11 @@ def _check_memory(graph):
 # === Integers alone ===
 
 
-def check_int8(source, io: str = "int8") -> None:
+def check_int8(model: schema.ModelT, io: str = "int8") -> None:
     """Checks that a file is what was asked for: int8 throughout, built-in operators, fixed shapes.
 
     Args:
-        source: a `.tflite` file, as a path, its bytes or a `ModelT` from `read_tflite`.
+        model: as `read_tflite` gives it.
         io: the type that input and output shall have: "int8", "uint8" or "float32". An output of
             int8 or uint8, as a mask's, is let through.
 
@@ -369,9 +371,9 @@ def check_int8(source, io: str = "int8") -> None:
     Example:
 
     >>> from ddunet_keras.presets import preset_file
-    >>> check_int8(preset_file("ddunet_c8", "tflite"))
+    >>> from ddunet_keras.litert.model import read_tflite
+    >>> check_int8(read_tflite(preset_file("ddunet_c8", "tflite")))
     """
-    model = source if isinstance(source, schema.ModelT) else read_tflite(source)
     require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
     (graph,) = model.subgraphs
     inside = {"int8", "int32", "bool"} | ({"uint8"} if io == "uint8" else set())

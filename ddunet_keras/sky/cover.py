@@ -35,8 +35,10 @@ DARKENED = 0.35
 NOT_VALID = 128
 """Value in a two-class mask picture of a pixel outside the horizon (sky is 0, cloud 255)."""
 
+ROUNDING = 1e-3
+"""By which a probability may leave [0, 1]: resizing and dequantizing round."""
+
 _BAND = 64  # rows of a photo that are worked on at once where that saves memory
-_ROUNDING = 1e-3  # by which resizing may bring a probability out of [0, 1]
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def cloud_cover(labels: ArrayLike, valid: ArrayLike | None = None) -> CloudCover
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
-    """What classes are called where nobody names them: sky first, then ever denser cloud.
+    """What the classes are called: sky first, then ever denser cloud.
 
     Example:
 
@@ -165,7 +167,6 @@ class Segmentation:
         valid: boolean (h, w), True where the photo shows sky; everywhere by default.
         threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
             none, the likeliest class counts.
-        class_names: names of the n classes; those of `class_names` by default.
 
     Raises:
         ValueError: an argument has another shape, type or range.
@@ -182,7 +183,6 @@ class Segmentation:
     probabilities: np.ndarray
     valid: np.ndarray = None  # type: ignore[assignment]  # becomes an array in __post_init__
     threshold: float = 0.5
-    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.image = np.asarray(self.image)
@@ -200,7 +200,7 @@ class Segmentation:
             )
         low = values.min()
         high = values.max()
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(
                 f"probabilities: expected values in [0, 1], received {low} to {high}; apply the "
                 "sigmoid or softmax to logits"
@@ -211,11 +211,6 @@ class Segmentation:
         if self.valid is None:
             self.valid = np.broadcast_to(True, shape[:2])  # takes no memory
         self.valid = _as_valid(self.valid, shape[:2])
-        self.class_names = tuple(self.class_names or class_names(self.num_classes))
-        if len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"class_names: expected {self.num_classes} names, received {self.class_names}"
-            )
 
     @property
     def num_classes(self) -> int:
