@@ -120,7 +120,7 @@ def __getattr__(name: str) -> Any:
             raise
         extra = "plot" if error.name == "matplotlib" else "train"
         raise ModuleNotFoundError(
-            f"{__name__}.{name} needs {error.name}: pip install 'ddunet-keras[{extra}]'",
+            f"{__name__}.{name} needs {error.name}: in the clone, pip install '.[{extra}]'",
             name=error.name,
         ) from None
 

@@ -313,6 +313,32 @@ def atomic_path(path: StrPath) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: StrPath) -> None:
+    """Finds out whether a file can be written, ahead of the work whose result it shall hold.
+
+    Nothing is made, not even a missing folder: it is looked for the nearest one that exists.
+
+    Raises:
+        WriteError: the nearest folder above cannot be written to, or `path` is a folder.
+
+    Example:
+
+    >>> check_writable(tmp / "new" / "model.tflite")
+    >>> (tmp / "new").exists()
+    False
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise WriteError(f"{path}: cannot be written (it is a folder)")
+    folder = path.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise WriteError(f"{path}: cannot be written ({folder} is no folder)")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise WriteError(f"{path}: cannot be written (no permission to write in {folder})")
+
+
 def _this_machine():
     """A short name of this machine, to tell whether a process number is one of its own."""
     name = platform.node().encode(errors="replace")

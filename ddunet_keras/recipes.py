@@ -228,7 +228,10 @@ SPLIT = _SplitRule()
 SPLIT_PAIRS = _PairsRule()
 RECIPE = _RecipeRule(tuple(RECIPES))
 
-PROTOCOL_HELP = "paper (leaks, for Table I), capture (no photo is shared), date (no day is shared)"
+PROTOCOL_HELP = (
+    "how images are divided: date (no day in two parts), capture (no photo in two parts), paper "
+    "(for Table I: it leaks)"
+)
 
 
 @document_settings
@@ -252,11 +255,13 @@ class TrainingConfig:
     """
 
     data: Path = setting(PATH, help="folder of a data set", metavar="DATA", positional=True)
-    out: Path = setting(PATH, help="folder for what comes of it", metavar="RUN")
+    out: Path = setting(PATH, help="folder for models, settings and curves", metavar="RUN")
     layout: str | None = setting(
-        Choice(tuple(LAYOUTS)), None, help="how the data set lies there (default: found by looking)"
+        Choice(tuple(LAYOUTS)), None, help="layout of DATA (default: detected)"
     )
-    num_classes: int = setting(CLASSES, 2, help="2; HYTA: also 3", metavar="N")
+    num_classes: int = setting(
+        CLASSES, 2, help="number of classes: 2; HYTA also has 3", metavar="N"
+    )
     protocol: str = setting(Choice(PROTOCOLS), "date", help=PROTOCOL_HELP)
     split: Split | None = setting(
         SPLIT, None, help="a split of your own, in place of the protocol's", metavar="FILE"
@@ -268,21 +273,25 @@ class TrainingConfig:
         SPLIT_PAIRS, (), help="train on the training part of another data set, too; may be repeated"
     )
     recipe: str | Recipe = setting(RECIPE, "default", help="loss, optimizer and augmentation")
-    variant: str = setting(Choice(VARIANTS), "full", help="of the network")
+    variant: str = setting(Choice(VARIANTS), "full", help="variant of the network")
     base_channels: int = setting(POSITIVE, 8, help="width of the network", metavar="N")
     image_size: tuple[int, int] | None = setting(
         ImageSize(16), None, help="training size (default: the recipe's)", metavar="H,W"
     )
-    epochs: int | None = setting(POSITIVE, None, help="(default: the recipe's)", metavar="N")
-    batch_size: int | None = setting(POSITIVE, None, help="(default: the recipe's)", metavar="N")
+    epochs: int | None = setting(
+        POSITIVE, None, help="epochs of the training (default: the recipe's)", metavar="N"
+    )
+    batch_size: int | None = setting(
+        POSITIVE, None, help="images in a batch (default: the recipe's)", metavar="N"
+    )
     learning_rate: float | None = setting(
         Number(float, 1e-9, 1, "a number above 0, up to 1"),
         None,
-        help="the highest; 1e-3 suits a trained network (default: the recipe's)",
+        help="highest learning rate; 1e-3 suits a trained network (default: the recipe's)",
         metavar="R",
     )
     seed: int = setting(
-        SEED, 0, help="of split, initial weights, order and augmentation", metavar="N"
+        SEED, 0, help="seed of split, initial weights, order and augmentation", metavar="N"
     )
     initial_weights: Path | None = setting(
         _WeightsRule(),
@@ -291,7 +300,7 @@ class TrainingConfig:
         metavar="FILE|PRESET",
     )
     resume: bool = setting(FLAG, False, help="continue an interrupted run in RUN")
-    deterministic: bool = setting(FLAG, False, help="the same bits each time, slower")
+    deterministic: bool = setting(FLAG, False, help="the same bits on every run; slower")
     mixed_precision: bool = setting(FLAG, False, help="compute in float16 (GPU)")
 
     def __post_init__(self):
@@ -342,15 +351,17 @@ class AblationConfig:
     data: Path = setting(PATH, help="folder of a data set", metavar="DATA", positional=True)
     out: Path = setting(PATH, help="folder for trainings and the table", metavar="DIR")
     layout: str | None = setting(
-        Choice(tuple(LAYOUTS)), None, help="how the data set lies there (default: found by looking)"
+        Choice(tuple(LAYOUTS)), None, help="layout of DATA (default: detected)"
     )
     variants: tuple[str, ...] = setting(
-        Each(Choice(VARIANTS)), ("baseline", "dmsc", "full"), help="of the network"
+        Each(Choice(VARIANTS)), ("baseline", "dmsc", "full"), help="variants of the network"
     )
-    base_channels: tuple[int, ...] = setting(Each(POSITIVE), (4,), help="widths", metavar="N")
+    base_channels: tuple[int, ...] = setting(
+        Each(POSITIVE), (4,), help="widths of the network", metavar="N"
+    )
     protocols: tuple[str, ...] = setting(Each(Choice(PROTOCOLS)), ("date",), help=PROTOCOL_HELP)
     seeds: tuple[int, ...] = setting(
-        Each(SEED), (0, 1, 2), help="of splits and initial weights", metavar="N"
+        Each(SEED), (0, 1, 2), help="seeds of splits and initial weights", metavar="N"
     )
     recipe: str = setting(Choice(tuple(RECIPES)), "default", help="of every training")
     image_size: tuple[int, int] = setting(

@@ -113,7 +113,7 @@ def test_every_public_name_is_there():
 def test_what_the_train_extra_brings_is_named_where_it_is_missing(skies, tmp_path):
     code = "import sys; sys.modules['keras'] = None\n"
     done = python(code + "import ddunet_keras; ddunet_keras.DDUNet")
-    assert "needs keras: pip install 'ddunet-keras[train]'" in done.stderr.splitlines()[-1]
+    assert "needs keras: in the clone, pip install '.[train]'" in done.stderr.splitlines()[-1]
     code += "from ddunet_keras.cli import main; sys.exit(main(sys.argv[1:]))"
     done = python(code, "train", skies, "--out", tmp_path / "run")
     assert_one_line_error((done.returncode, done.stdout, done.stderr), "keras", "pip install")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -18,7 +19,7 @@ from ddunet_keras.deploy import verify
 from ddunet_keras.deploy.calibrate import calibration_images, labelled_photos, unlabelled_photos
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.convert import ConversionError, convert
-from ddunet_keras.files import DataError
+from ddunet_keras.files import DataError, WriteError
 from ddunet_keras.segmenter import Segmenter
 
 SIZE = (32, 48)
@@ -189,6 +190,8 @@ def test_float_files(precision, model, photos, tmp_path):
         ({"target": "cpu", "ram": 300}, "for target tflm. received: target='cpu'"),
         ({"target": "cpu", "c_array": "x"}, "for target tflm"),
         ({"precision": "float16", "qat_epochs": 1}, "are for int8"),
+        ({"c_array": "x", "io": "uint8"}, "for files with int8 input and output"),
+        ({"c_array": "x", "precision": "float16"}, "for files with int8 input and output"),
         ({"prune": 1.0}, "prune=1.0"),
         ({"cluster": 1}, "cluster=1"),
         ({"prune": 0.5, "qat_epochs": 3}, "one or the other"),
@@ -206,6 +209,28 @@ def test_the_file_has_its_ending(model, photos, tmp_path):
     with pytest.raises(ValueError, match=r"end in \.tflite"):
         convert(model, photos, tmp_path / "sky.bin", ConversionConfig(SIZE))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["out", "json", "c_array"])
+def test_what_cannot_be_written_is_said_before_the_work(name, model, photos, tmp_path):
+    out = tmp_path / "sky.tflite"
+    if name == "out":
+        out.mkdir()
+    elif name == "json":
+        out.with_suffix(".json").mkdir()
+    (tmp_path / "file").touch()
+    config = ConversionConfig(SIZE, c_array=tmp_path / "file" if name == "c_array" else None)
+    steps = []
+    with pytest.raises(WriteError, match="cannot be written"):
+        convert(model, photos, out, config, progress=steps.append)
+    assert not steps
+
+
+def test_c_sources_without_tflm_are_refused_at_once(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tflite_micro", None)  # as if it was not installed
+    config = ConversionConfig(SIZE, c_array=tmp_path / "firmware")
+    with pytest.raises(ValueError, match=r"TFLM measures: needs pip install '\.\[mcu\]'"):
+        convert(model, photos, tmp_path / "a.tflite", config, progress=lambda line: pytest.fail())
 
 
 @pytest.mark.parametrize("scale, unsure", [(1, False), (0.001, True)])
@@ -243,7 +268,7 @@ def test_the_command_takes_labelled_photos_of_ones_own(skies, tmp_path, capsys, 
     """The preset's own split does not fit them: they are divided anew."""
     folder = tmp_path / "mine"
     shutil.copytree(skies / "images", folder / "images")
-    shutil.copytree(skies / "GTmaps", folder / "masks")
+    shutil.copytree(skies / "masks", folder / "masks")
     given = []
 
     def refuse(model, photos, out, config, **settings):
@@ -277,6 +302,19 @@ def test_the_command_refuses_what_is_no_data(file, tmp_path, capsys):
     arguments = ["convert", file, "--size", "32,48", "--calibration", tmp_path / "nothing"]
     assert cli.main(list(map(str, arguments))) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_says_what_is_wrong_with_a_data_set(file, skies, tmp_path, capsys):
+    """It does not take it for a folder of photos without masks."""
+    shutil.copytree(skies, tmp_path / "mine")
+    mask = next((tmp_path / "mine" / "masks").iterdir())
+    mask.unlink()
+    (tmp_path / "mine" / "stray.jpg").write_bytes(b"")
+    arguments = ["convert", file, "--size", "32,48", "--calibration"]
+    assert cli.main([*map(str, arguments), str(tmp_path / "mine")]) == 2
+    assert f"images without a mask: 1 ({mask.stem})" in capsys.readouterr().err
+    assert cli.main([*map(str, arguments), str(tmp_path)]) == 2
+    assert f"did you mean {tmp_path / 'mine'}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "random", "picture"])

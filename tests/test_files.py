@@ -20,6 +20,7 @@ from ddunet_keras.files import (
     DataError,
     WriteError,
     atomic_path,
+    check_writable,
     list_folder,
     printable,
     read_gray,
@@ -326,6 +327,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "a.txt")
+    (tmp_path / "a.txt").touch()
+    check_writable(tmp_path / "a.txt")
+    for path in (tmp_path, tmp_path / "a.txt" / "b.txt", tmp_path / "a.txt" / "b" / "c.txt"):
+        with pytest.raises(WriteError, match="cannot be written"):
+            check_writable(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_partial_files_of_a_killed_process_are_removed_and_no_others(tmp_path):

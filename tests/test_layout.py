@@ -88,6 +88,15 @@ def test_no_private_name_of_another_module_is_used(path):
             assert not (private and node.value.id in modules), ast.unparse(node)
 
 
+@pytest.mark.parametrize("package", ["deploy", "litert"])
+def test_the_table_of_a_package_names_its_modules(package):
+    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+    table = ast.get_docstring(tree).split("====\n")[1]
+    named = " ".join(line[:27].replace(",", " ") for line in table.splitlines()).split()
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert sorted(name for name in named if "=" not in name) == sorted(modules)
+
+
 def functions(tree, prefix=""):
     """(qualified name, node) of all functions and methods."""
     for node in ast.iter_child_nodes(tree):

@@ -369,7 +369,7 @@ def test_programs_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     report = inspect_model(small(), latency=False)
     table = report.to_markdown()
-    assert table.count("not run: needs pip install 'ddunet-keras[mcu]'") >= 4
+    assert table.count("not run: needs pip install '.[mcu]'") >= 4
     assert all(row["fits"] is None for row in report.boards)
 
 

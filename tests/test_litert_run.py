@@ -175,7 +175,7 @@ def test_a_memory_plan_that_overlaps_is_named():
 
 def test_without_tflm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(NotInstalledError, match=r"pip install 'ddunet-keras\[mcu\]'"):
+    with pytest.raises(NotInstalledError, match=r"pip install '\.\[mcu\]'"):
         run_tflm(tiny_tflite(), gray_photo((16, 32))[None])
 
 

@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from ddunet_keras.deploy.bias_correction import correct_biases
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.convert import build_stages, quantized_model
 from ddunet_keras.deploy.graph import build_graph
-from ddunet_keras.deploy.ranges import tensor_ranges
+from ddunet_keras.deploy.ranges import run_float, tensor_ranges
 from ddunet_keras.deploy.scales import round_up
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
-from ddunet_keras.litert.model import TFLiteError, operator_name, read_tflite, write_tflite
+from ddunet_keras.litert.model import (
+    TFLiteError,
+    dequantize,
+    operator_name,
+    read_tflite,
+    write_tflite,
+)
 from ddunet_keras.litert.soundness import check_int8
 from ddunet_keras.model import DDUNet
 
@@ -218,17 +225,44 @@ def test_nothing_is_printed(capfd):
 # === The parts ===
 
 
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D"])
+def test_biases_take_up_what_rounding_adds_in_the_mean(kind):
+    """Weights that are all rounded up move the mean of an output; the bias moves it back."""
+    data = float_file()
+    float_model, model = read_tflite(data), read_tflite(int8_file())
+    (float_graph,), (graph,) = float_model.subgraphs, model.subgraphs
+    names = {t.name: index for index, t in enumerate(float_graph.tensors)}
+    operator = [op for op in graph.operators if operator_name(model, op) == kind][1]
+    output = names[graph.tensors[operator.outputs[0]].name]
+    weights = model.buffers[graph.tensors[operator.inputs[1]].buffer]
+    values = np.asarray(weights.data, np.uint8).view(np.int8).astype(int)
+    weights.data = np.clip(values + 8, -127, 127).astype(np.int8).view(np.uint8)
+    truth = np.mean([value(output).mean((0, 1, 2)) for value in run_float(data, photos())], 0)
+
+    def error():
+        tensor = graph.tensors[operator.outputs[0]]
+        found = []
+        for value in run_float(write_tflite(model), photos()):
+            found.append(dequantize(tensor, value(operator.outputs[0])).mean((0, 1, 2)))
+        return np.abs(np.mean(found, 0) - truth).mean()
+
+    before = error()
+    correct_biases(model, float_model, data, photos())
+    assert error() < 0.6 * before  # the activation hides a part
+
+
 @pytest.mark.parametrize("digits", [1, 6, 12])
 @pytest.mark.parametrize("odd", [False, True])
 def test_scales_are_rounded_up_to_so_many_digits(digits, odd):
     for value in np.random.default_rng(0).lognormal(0, 3, 200):
         rounded = round_up(value, digits, odd)
-        mantissa = np.frexp(rounded)[0] * 2**digits
+        mantissa = np.frexp(rounded)[0] * 2.0 ** (digits + odd)  # an odd one may carry
         assert mantissa == int(mantissa)
         least = value if not odd else value * (1 - 2.0**-digits)
         assert least <= rounded <= value * (1 + 2.0 ** (2 - digits))
-        if odd and digits > 1:
-            assert int(mantissa) % 2 == 1
+        if odd:
+            exponent = np.frexp(value)[1] - digits
+            assert (rounded / 2.0**exponent) % 2 == 1
 
 
 def test_images_of_another_size_or_type_are_refused():

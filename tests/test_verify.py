@@ -328,7 +328,7 @@ def test_without_tflm_the_check_is_not_passed_but_not_run(files, monkeypatch):
     result = verify(files[0], photos(2)[0])
     check = named(result, "TFLM")
     assert check.passed is None and result.arena is None
-    assert check.detail.startswith("not run: needs pip install 'ddunet-keras[mcu]'")
+    assert check.detail.startswith("not run: needs pip install '.[mcu]'")
     assert "| not run | not run:" in result.to_markdown()
 
 

@@ -26,8 +26,12 @@ from ddunet_keras.presets import WEIGHTS
 
 MODELS = Path(__file__).parents[1] / "tflite" / "models"
 
-PAPER_PHOTOS = 48
-"""Photos of the authors' list on which its two files are verified; the others on all of `date`."""
+FEW_PHOTOS = 48
+"""Test photos on which the files of `paper`, and the large ones, are verified, as reference kernels
+take a second for each. The others are verified on all of `date`."""
+
+LARGE = 256
+"""Side of a large file, pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,11 @@ def photos_for(shipped: Shipped, swinyseg: Path, wsiseg: Path) -> Photos:
     split = make_split(dataset, shipped.protocol)
     size = (shipped.side, shipped.side)
     if shipped.protocol == "paper":
-        return labelled_photos(dataset, split, size, verify=PAPER_PHOTOS)
+        return labelled_photos(dataset, split, size, verify=FEW_PHOTOS)
     halves = Split.load(WEIGHTS / "wsiseg_halves.json")
-    return labelled_photos(dataset, split, size, verify=0, also=[(open_dataset(wsiseg), halves)])
+    verify = FEW_PHOTOS if shipped.side >= LARGE else 0
+    also = [(open_dataset(wsiseg), halves)]
+    return labelled_photos(dataset, split, size, verify=verify, also=also)
 
 
 def main() -> int:

@@ -3,8 +3,9 @@
     python tools/quantization_steps.py ddunet_c8 --size 128 --data DATA --also DATA2 SPLIT2 \\
         --score NAME=FOLDER ... [--file STEP=FILE.tflite ...]
 
-Converts the model three times, each time with one step more: TensorFlow's converter with a
-representative dataset and nothing else; cross-layer equalization; our ranges and scales.
+Converts the model four times, each time with one step more: TensorFlow's converter with a
+representative dataset and nothing else; cross-layer equalization; our ranges and scales; bias
+correction.
 Each file runs on LiteRT with XNNPACK. Printed are, for each set of photos, the share of the pixels
 in which its masks agree with the float model's (mean, and the worst photo), and accuracy and MIoU
 less the float model's, percentage points, means over images at the network's size.
@@ -24,13 +25,18 @@ import numpy as np
 from ddunet_keras import DDUNet, Split, make_split, open_dataset
 from ddunet_keras.deploy.calibrate import evenly_spaced, labelled_photos
 from ddunet_keras.deploy.config import TARGETS, ConversionConfig
-from ddunet_keras.deploy.convert import EQUALIZATION_PHOTOS, quantized_model
+from ddunet_keras.deploy.convert import STATISTICS_PHOTOS, quantized_model
 from ddunet_keras.deploy.equalization import channel_factors
 from ddunet_keras.deploy.graph import build_graph
+from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.scoring import labels_of, probabilities, score_labels
-from ddunet_keras.deploy.tensorflow_converter import convert_graph, quiet
+from ddunet_keras.deploy.tensorflow_converter import (
+    convert_graph,
+    quantize_with_ranges,
+    quiet,
+)
 from ddunet_keras.images import resize_image, resize_labels
-from ddunet_keras.litert.model import write_tflite
+from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import run_litert
 
 
@@ -41,10 +47,13 @@ def steps(model, images, config):
         "TensorFlow's converter alone",
         by_tensorflow(build_graph(model, config.size, **form), images),
     )
-    factors = channel_factors(model, evenly_spaced(images, EQUALIZATION_PHOTOS))
+    factors = channel_factors(model, evenly_spaced(images, STATISTICS_PHOTOS))
     graph = build_graph(model, config.size, factors=factors, **form)
     yield "+ equalization", by_tensorflow(graph, images)
-    yield "+ ranges", write_tflite(quantized_model(convert_graph(graph), images, config))
+    float_data = convert_graph(graph)
+    ranges = tensor_ranges(float_data, images)
+    yield "+ ranges", quantize_with_ranges(read_tflite(float_data), ranges, "int8")
+    yield "+ bias correction", write_tflite(quantized_model(float_data, images, config))
 
 
 def by_tensorflow(graph, images) -> bytes:

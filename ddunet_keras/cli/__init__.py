@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (error.name or "ddunet_keras").startswith("ddunet_keras"):
             raise
         extra = "plot" if error.name == "matplotlib" else "train"
-        return fail(f"needs {error.name}: pip install 'ddunet-keras[{extra}]'")
+        return fail(f"needs {error.name}: in the clone, pip install '.[{extra}]'")
     except (ValueError, OSError) as error:
         return fail(error)
 

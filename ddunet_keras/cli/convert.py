@@ -18,7 +18,8 @@ from ddunet_keras.cli.options import (
     positive,
     split_options,
 )
-from ddunet_keras.data.datasets import LAYOUTS, open_dataset
+from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.layouts import LAYOUTS, detect_layout
 from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.files import DataError, atomic_path
@@ -50,16 +51,35 @@ def _photos(arguments, num_classes, config):
     from ddunet_keras.deploy.calibrate import labelled_photos, unlabelled_photos
 
     draw = {"count": arguments.images, "verify": arguments.verify, "seed": config.seed}
-    try:
-        dataset = open_dataset(arguments.calibration, arguments.layout, num_classes)
-    except DataError:
-        if arguments.layout or not arguments.calibration.is_dir():
-            raise
-        paths = find_photos([arguments.calibration]).values()
-        return unlabelled_photos(paths, config.size, **draw)
+    if not arguments.layout:
+        paths = _paths_without_masks(arguments.calibration)
+        if paths:
+            return unlabelled_photos(paths, config.size, **draw)
+    dataset = open_dataset(arguments.calibration, arguments.layout, num_classes)
     split = _split(arguments, dataset, config.seed)
     others = [(open_dataset(folder), Split.load(split)) for folder, split in arguments.also]
     return labelled_photos(dataset, split, config.size, also=others, **draw)
+
+
+def _paths_without_masks(folder):
+    """The photos of a folder that is laid out as no data set; None for anything else.
+
+    A data set with a fault is none of these: what is wrong with it is for `open_dataset` to say.
+    """
+    if not folder.is_dir() or _has_layout(folder):
+        return None
+    try:
+        return find_photos([folder]).values()
+    except DataError:
+        return None
+
+
+def _has_layout(folder) -> bool:
+    try:
+        detect_layout(folder)
+    except DataError:
+        return False
+    return True
 
 
 def _split(arguments, dataset, seed):
@@ -111,12 +131,14 @@ def add_commands(commands) -> None:
     text = "data set that the model was trained on, or a folder of photos (without masks)"
     option("--calibration", type=Path, required=True, metavar="DATA", help=text)
     also_option(option, "calibrate")
-    option("--layout", choices=LAYOUTS, help="of DATA (default: found by looking)")
+    option("--layout", choices=LAYOUTS, help="layout of DATA (default: detected)")
     split_options(option)
-    text = "to calibrate on, of the training part"
+    text = "photos to calibrate on, from the training part"
     option("--images", type=positive, default=200, metavar="N", help=text)
-    option("--verify", type=count, default=32, metavar="N", help="test images; 0 for all")
-    option("--out", type=Path, metavar="FILE", help="(default: MODEL_SIZE_TARGET.tflite)")
+    text = "photos to verify on, from the test part; 0 for all"
+    option("--verify", type=count, default=32, metavar="N", help=text)
+    text = "file to write (default: MODEL_SIZE_TARGET.tflite)"
+    option("--out", type=Path, metavar="FILE", help=text)
     config_options(option, ConversionConfig)
 
     text = "what a .tflite file costs on devices: memory, time, operators"

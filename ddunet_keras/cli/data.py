@@ -38,12 +38,14 @@ def run_split(arguments: argparse.Namespace) -> None:
 def run_check(arguments: argparse.Namespace) -> None:
     dataset = open_dataset(arguments.data, arguments.layout, arguments.num_classes)
     dataset.verify(progress("checked"))
-    print(f"{arguments.data}: {len(dataset)} images and masks in order, layout {dataset.layout}")
+    print(
+        f"{arguments.data}: {len(dataset)} images and masks, all readable, layout {dataset.layout}"
+    )
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
-        commands, "synthetic", run_synthetic, "write a data set of made-up skies with exact masks"
+        commands, "synthetic", run_synthetic, "write a data set of synthetic skies with exact masks"
     )
     option("out", type=Path, metavar="OUT", help="new folder")
     option("--count", type=positive, default=120, metavar="N", help="number of images")
@@ -52,12 +54,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         type=argument_type(ImageSize(1)),
         default="256",
         metavar="H,W",
-        help="of the images",
+        help="size of the images",
     )
     seed_option(option)
 
     option = command(
-        commands, "split", run_split, "write a split of a data set, to be edited or kept"
+        commands, "split", run_split, "write the split of a data set to a file, to keep or edit it"
     )
     data_options(option)
     option("--protocol", choices=PROTOCOLS, default="date", help=PROTOCOL_HELP)

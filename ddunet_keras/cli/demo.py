@@ -1,4 +1,4 @@
-"""`ddunet demo`: the other commands, one after the other, on made-up skies."""
+"""`ddunet demo`: the other commands, one after the other, on synthetic skies."""
 
 from __future__ import annotations
 
@@ -56,9 +56,14 @@ def steps(out: Path, count: int, size: int, epochs: int) -> list[list]:
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
-        commands, "demo", run_demo, "all of the above on made-up skies, in a few minutes"
+        commands,
+        "demo",
+        run_demo,
+        "train, evaluate and predict on synthetic skies, in a few minutes",
     )
-    option("--out", type=Path, default=Path("demo"), metavar="DIR", help="is made anew each time")
+    option(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder, made anew each time"
+    )
     option("--count", type=positive, default=240, metavar="N", help="number of images")
-    option("--size", type=positive, default=96, metavar="N", help="of the images")
-    option("--epochs", type=positive, default=15, metavar="N", help="of the training")
+    option("--size", type=positive, default=96, metavar="N", help="size of the images")
+    option("--epochs", type=positive, default=15, metavar="N", help="epochs of the training")

@@ -20,12 +20,14 @@ from ddunet_keras.cli.options import (
 )
 from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.data.splits import trained_on
-from ddunet_keras.files import DataError, write_json, write_text
+from ddunet_keras.files import DataError, check_writable, write_json, write_text
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from ddunet_keras.evaluation import evaluate
 
+    if arguments.out:
+        check_writable(arguments.out / "evaluation.json")
     model = open_model(arguments.model)
     dataset = open_dataset(arguments.data, arguments.layout, model.num_classes)
     names, about_split = names_to_score(arguments, dataset)
@@ -44,7 +46,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     print(result.to_markdown())
     if arguments.out:
         result.save(arguments.out)
-        print(f"wrote {arguments.out}: evaluation.json, evaluation.md, curves.png, sheet.png")
+        files = "evaluation.json, evaluation.md, per_image.csv, curves.png, sheet.png"
+        print(f"wrote {arguments.out}: {files}")
 
 
 def names_to_score(
@@ -86,6 +89,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     from ddunet_keras.benchmarks import benchmark, benchmark_markdown
     from ddunet_keras.plots import plot_benchmark
 
+    check_writable(arguments.out / "benchmark.json")
     datasets = [open_dataset(folder) for folder in arguments.data]
     result = benchmark(datasets, sizes=arguments.sizes, progress=log)
     text = benchmark_markdown(result)
@@ -105,7 +109,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     option("model", type=model_file, metavar="MODEL", help=MODEL_HELP)
     data_options(option, num_classes=False)
     split_options(option)
-    option("--part", choices=("test", "val", "train", "all"), default="test", help="all: no split")
+    option(
+        "--part",
+        choices=("test", "val", "train", "all"),
+        default="test",
+        help="part of the split to score; all: every image, without a split",
+    )
     seed_option(option)
     threshold_option(option)
     option("--out", type=Path, metavar="DIR", help="folder for JSON, Markdown, CSV and pictures")
@@ -116,6 +125,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         run_benchmark,
         "score the models that ship, float and int8, on unseen images",
     )
-    option("data", type=Path, nargs="+", metavar="DATA", help="SWINySEG's folder; others, too")
-    option("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="for the tables")
-    option("--sizes", type=positive, nargs="+", metavar="SIDE", help="these alone (default: all)")
+    option("data", type=Path, nargs="+", metavar="DATA", help="folder of SWINySEG, and of others")
+    option("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="folder for tables")
+    option(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        metavar="SIDE",
+        help="sizes of the networks' inputs (default: all)",
+    )

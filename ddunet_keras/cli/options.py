@@ -136,14 +136,14 @@ def config_values(arguments: argparse.Namespace, config_class: type) -> dict[str
 def data_options(option, num_classes=True) -> None:
     """DATA, --layout and, where asked for, --num-classes."""
     option("data", type=Path, metavar="DATA", help="folder of a data set")
-    option("--layout", choices=LAYOUTS, help="how it lies there (default: found by looking)")
+    option("--layout", choices=LAYOUTS, help="layout of DATA (default: detected)")
     if num_classes:
         option(
             "--num-classes",
             type=argument_type(CLASSES),
             default=2,
             metavar="N",
-            help="2; HYTA: also 3",
+            help="number of classes: 2; HYTA also has 3",
         )
 
 
@@ -152,13 +152,19 @@ def seed_option(option) -> None:
         "--seed",
         type=argument_type(SEED),
         default=0,
-        help="equal seeds, equal results",
+        help="equal seeds give equal results",
         metavar="N",
     )
 
 
 def threshold_option(option) -> None:
-    option("--threshold", type=probability, default=0.5, metavar="P", help="cloud from here on")
+    option(
+        "--threshold",
+        type=probability,
+        default=0.5,
+        metavar="P",
+        help="probability from which a pixel counts as cloud",
+    )
 
 
 def split_options(option) -> None:

@@ -48,7 +48,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
             else:
                 print(describe(record), flush=True)
     if not arguments.json:
-        print(f"wrote {arguments.out}: predictions.json, masks of {len(photos) - failed} photos")
+        found = len(photos) - failed
+        what = "masks and overlays" if arguments.overlay else "masks"
+        of = "1 photo" if found == 1 else f"{found} photos"
+        print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
     return 2 if failed else 0
 
 
@@ -65,18 +68,36 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
         commands, "predict", run_predict, "find the clouds in photos: mask, overlay and cloud cover"
     )
-    option("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos")
+    option(
+        "inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos, or folders of them"
+    )
     option(
         "--model", type=model_file, metavar="MODEL", help=f"{MODEL_HELP} (default: {DEFAULT}, int8)"
     )
-    option("--out", type=Path, default=Path("predictions"), metavar="DIR", help="for the results")
-    option("--threads", type=positive, metavar="N", help=".tflite: of LiteRT (default: all cores)")
-    option("--delegate", metavar="NAME", help=".tflite: edgetpu, or a LiteRT delegate's library")
+    option(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="folder for masks, overlays and predictions.json",
+    )
+    option(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads that run a .tflite file (default: one for each core)",
+    )
+    option(
+        "--delegate",
+        metavar="NAME",
+        help="for a .tflite file: edgetpu, or the library of another LiteRT delegate",
+    )
     threshold_option(option)
     option(
         "--horizon",
         metavar="MASK|circle:x,y,r|auto",
-        help="where sky is: a mask picture, a circle in pixels, or a fisheye's disc, found",
+        help="where the photo shows sky: a mask picture (white is sky), a circle in pixels, or "
+        "auto, which finds the disc of a fisheye",
     )
     option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
-    option("--json", action="store_true", help="print one JSON object a photo")
+    option("--json", action="store_true", help="print one JSON object for each photo")

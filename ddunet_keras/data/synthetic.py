@@ -83,7 +83,7 @@ def synthetic_sky(
     view: str | None = None,
     num_classes: int = 2,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A made-up photo of the sky and its exact labels.
+    """A synthetic photo of the sky and its exact labels.
 
     Clouds lie on a plane above the camera and are drawn by fractal noise; the labels come from
     their opacity, before glare, sensor noise and compression touch the photo. The same arguments
@@ -125,7 +125,7 @@ def write_synthetic(
     num_classes: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes a data set of made-up skies that `open_dataset` reads.
+    """Writes a data set of synthetic skies that `open_dataset` reads.
 
     Three photos show one capture's sky (as crops of it, so they must not be split), two captures
     lie on a date, and a date has one camera, light and weather.

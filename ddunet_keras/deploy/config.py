@@ -69,7 +69,9 @@ class ConversionConfig:
         ImageSize(16), help="height and width of the file's input, multiples of 16", metavar="H,W"
     )
     target: str = setting(Choice(tuple(TARGETS)), "tflm", help="device that the file is for")
-    precision: str = setting(Choice(PRECISIONS), "int8", help="of everything, or of the weights")
+    precision: str = setting(
+        Choice(PRECISIONS), "int8", help="int8: of all values; else of the weights alone"
+    )
     io: str | None = setting(
         Choice(IO_TYPES), None, help="type of input and output (default: the target's)"
     )
@@ -97,7 +99,10 @@ class ConversionConfig:
         POSITIVE, 8, help="epochs of --prune, and of --cluster", metavar="N"
     )
     ram: int | None = setting(
-        POSITIVE, None, help="tflm: KiB that the arena may take, by strips", metavar="KIB"
+        POSITIVE,
+        None,
+        help="tflm: KiB that the arena may take; large stages then run in strips",
+        metavar="KIB",
     )
     c_array: Path | None = setting(
         PATH, None, help="tflm: folder for the file as C sources", metavar="DIR"
@@ -127,6 +132,11 @@ class ConversionConfig:
         if (self.ram or self.c_array) and self.target != "tflm":
             raise ValueError(
                 f"`ram` and `c_array` are for target tflm. Received: target={self.target!r}"
+            )
+        if self.c_array and self.io != "int8":
+            raise ValueError(
+                "`c_array` is for files with int8 input and output. "
+                f"Received: precision={self.precision!r}, io={self.io!r}"
             )
         if self.precision != "int8" and (self.trains or self.ram or self.io != "float32"):
             raise ValueError(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ddunet_keras import __version__
+from ddunet_keras.deploy.bias_correction import center_threshold, correct_biases
 from ddunet_keras.deploy.calibrate import Photos, evenly_spaced
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.equalization import channel_factors
@@ -26,14 +27,21 @@ from ddunet_keras.deploy.qat import trained_weights
 from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
 from ddunet_keras.deploy.verify import Verification, verify
-from ddunet_keras.files import DataError, as_json, atomic_path, write_json, write_text
-from ddunet_keras.litert.child import in_child
+from ddunet_keras.files import (
+    DataError,
+    as_json,
+    atomic_path,
+    check_writable,
+    write_json,
+    write_text,
+)
+from ddunet_keras.litert.child import NotInstalledError, in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.litert.run import run_tflm
+from ddunet_keras.litert.run import require_tflm, run_tflm
 
-EQUALIZATION_PHOTOS = 64
-"""Of the calibration photos: more of them took more time and changed no score."""
+STATISTICS_PHOTOS = 64
+"""Calibration photos for what is a mean over photos: equalization and bias correction."""
 
 COMPARED_PHOTOS = 4
 """Photos on which the layers are compared with `debug`."""
@@ -98,12 +106,17 @@ def convert(
     Raises:
         ConversionError: a check did not hold; its `verification` says which and where.
         TFLiteError: `config.ram` is less than can be reached.
-        ValueError: `out` or the photos do not fit.
+        ValueError: `out` or the photos do not fit, or `config.c_array` is asked for without TFLM.
+        WriteError: nothing can be written at `out` or `config.c_array`; found before the work.
     """
     out = Path(out)
     say = progress or (lambda line: None)
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
+    for written in (out, out.with_suffix(".json")):
+        check_writable(written)
+    if config.c_array:
+        _check_c_array(config.c_array)
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
@@ -152,6 +165,18 @@ def convert(
     return result
 
 
+def _check_c_array(folder) -> None:
+    """Refuses C sources that could not be written in the end."""
+    check_writable(folder / "ddunet_model.h")
+    try:
+        require_tflm()
+    except NotInstalledError as error:
+        raise ValueError(
+            f"the C sources name the arena, which TFLM measures: {error}. "
+            f"Received: c_array={str(folder)!r}"
+        ) from None
+
+
 def build_stages(model, images, config: ConversionConfig, say=lambda line: None) -> Stages:
     """All that `convert` does to the model, before it is verified.
 
@@ -172,7 +197,7 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
             f"Received: {images.dtype} of shape {images.shape}"
         )
     say("equalizing channels, and comparing the deploy graph with the model")
-    factors = channel_factors(model, evenly_spaced(images, EQUALIZATION_PHOTOS))
+    factors = channel_factors(model, evenly_spaced(images, STATISTICS_PHOTOS))
     difference = check_graph(model, config.size, config.form, factors)
     graph = build_graph(model, config.size, form=config.form, output=config.output, factors=factors)
     if config.trains:
@@ -198,7 +223,10 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
 
 
 def quantized_model(float_data, images, config: ConversionConfig):
-    """Post-training quantization, with ranges from the photos; weights round to the nearest.
+    """Post-training quantization.
+
+    Ranges come from the photos, weights are rounded to the nearest integer, and biases take up what
+    that adds in the mean.
 
     Args:
         float_data: bytes of the deploy graph's float file.
@@ -208,7 +236,11 @@ def quantized_model(float_data, images, config: ConversionConfig):
         `ModelT` of the int8 file.
     """
     ranges = tensor_ranges(float_data, images)
+    float_model = read_tflite(float_data)
     int8_model = read_tflite(quantize_with_ranges(read_tflite(float_data), ranges, config.io))
+    few = evenly_spaced(images, STATISTICS_PHOTOS)
+    correct_biases(int8_model, float_model, float_data, few)
+    center_threshold(int8_model)
     if config.form == "xnnpack":
         fuse_relus(int8_model)
     return int8_model

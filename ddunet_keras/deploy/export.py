@@ -100,7 +100,7 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
         data: bytes of a `.tflite` file with int8 input and output.
         folder: is made if missing; files of these names are replaced.
         name: an identifier of C.
-        arena_bytes: what TFLM's interpreter needs, from `verify.run_tflm`.
+        arena_bytes: what TFLM's interpreter needs, from `ddunet_keras.litert.run.run_tflm`.
 
     Returns:
         the paths of header and source.

@@ -1,8 +1,8 @@
 """The passes that rewrite an int8 model for its target, in their order.
 
 Each works on the parsed model and gives it, or another, back. What the model computes stays the
-same, bit for bit, which `ddunet_keras.deploy.verify` proves on the reference kernels; the first
-pass stands before that comparison, as it changes what XNNPACK rounds.
+same, bit for bit, which `ddunet_keras.deploy.verify` proves on the reference kernels. `fuse_relus`
+is none of `PASSES`: it comes before that comparison, as it changes what XNNPACK rounds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ import numpy as np
 
 from ddunet_keras.data.pipeline import Augmentation
 from ddunet_keras.deploy.graph import build_graph
-from ddunet_keras.deploy.tensorflow_converter import quiet, without_warnings
+from ddunet_keras.deploy.ranges import tensor_ranges
+from ddunet_keras.deploy.tensorflow_converter import convert_graph, quiet, without_warnings
+from ddunet_keras.litert.model import read_tflite, tensor_name
 
 AUGMENTATION = Augmentation(
     crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
@@ -53,7 +55,8 @@ def trained_weights(model, config, images, factors, progress) -> dict[str, list[
     tf_keras.utils.set_random_seed(config.seed)
     batches = _batches(images, teacher, batch_size, config.seed)
     if config.qat_epochs:
-        return _quantization_aware(student, batches, config.qat_epochs, progress)
+        ranges = _layer_ranges(model, config, factors, images)
+        return _quantization_aware(student, ranges, batches, config.qat_epochs, progress)
     if config.prune:
         student = _pruned(student, config.prune, batches, config.training_epochs, progress)
     if config.cluster:
@@ -66,7 +69,24 @@ def trained_weights(model, config, images, factors, progress) -> dict[str, list[
 # === The three kinds ===
 
 
-def _quantization_aware(student, batches, epochs, progress):
+def _layer_ranges(model, config, factors, images) -> dict[str, tuple[float, float]]:
+    """Name of a layer -> the range that its output will have in the file."""
+    import tf_keras
+
+    settings = {"form": config.form, "output": config.output, "factors": factors}
+    graph = build_graph(model, config.size, framework=tf_keras, **settings)
+    data = convert_graph(graph)
+    (subgraph,) = read_tflite(data).subgraphs
+    ranges = {}
+    for index, bounds in tensor_ranges(data, images).items():
+        # tf_keras calls a tensor "network/layer/operation;...", the input "image"
+        parts = tensor_name(subgraph.tensors[index]).split(";")[0].split("/")
+        if len(parts) > 1:
+            ranges[parts[1]] = bounds
+    return ranges
+
+
+def _quantization_aware(student, ranges, batches, epochs, progress):
     import tf_keras
     from tensorflow_model_optimization.quantization import keras as quantization
 
@@ -76,7 +96,7 @@ def _quantization_aware(student, batches, epochs, progress):
         def annotate(layer):
             if isinstance(layer, tf_keras.layers.InputLayer):
                 return layer
-            return quantization.quantize_annotate_layer(layer, config_class())
+            return quantization.quantize_annotate_layer(layer, config_class(ranges.get(layer.name)))
 
         annotated = tf_keras.models.clone_model(student, clone_function=annotate)
         custom = {type(layer).__name__: type(layer) for layer in student.layers}
@@ -90,11 +110,31 @@ def _quantization_aware(student, batches, epochs, progress):
 def _quantize_config_class(quantization):
     """What tfmot is to quantize in each layer: the kernel, filter by filter, and the output.
 
-    Its own default does not know ReLU6 as the activation of a convolution.
+    Its own default does not know ReLU6 as the activation of a convolution, and learns the outputs'
+    ranges, which takes it hundreds of steps; the file's are known.
     """
+    import tensorflow as tf
+
     quantizers = quantization.quantizers
 
+    class FixedRange(quantizers.Quantizer):
+        def __init__(self, low, high):
+            self.low = low
+            self.high = high
+
+        def build(self, tensor_shape, name, layer):
+            return {}
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+
+        def get_config(self):
+            return {"low": self.low, "high": self.high}
+
     class KernelAndOutput(quantization.QuantizeConfig):
+        def __init__(self, output_range):
+            self.output_range = output_range
+
         def get_weights_and_quantizers(self, layer):
             name = _kernel_name(layer)
             if name is None:
@@ -115,15 +155,13 @@ def _quantize_config_class(quantization):
             pass
 
         def get_output_quantizers(self, layer):
-            if isinstance(layer.output, list):  # parts of a split, whose whole is quantized
+            # the parts of a split have the range of the whole
+            if self.output_range is None or isinstance(layer.output, list):
                 return []
-            quantizer = quantizers.MovingAverageQuantizer(
-                num_bits=8, per_axis=False, symmetric=False, narrow_range=False
-            )
-            return [quantizer]
+            return [FixedRange(*self.output_range)]
 
         def get_config(self):
-            return {}
+            return {"output_range": self.output_range}
 
     return KernelAndOutput
 

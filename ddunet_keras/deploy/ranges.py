@@ -26,7 +26,7 @@ from ddunet_keras.litert.run import encode, invoke, make_interpreter
 
 QUANTILE = 1e-5
 """Share of a tensor's values on the calibration photos that its range leaves out at each end. With
-1e-4, photos of other cameras lost some: on 60 of them .25 to .4 % of the pixels agreed less. With
+1e-4, photos of other cameras lost some: on 60 of them 0.25 to 0.4 % of the pixels agreed less. With
 0, the extremes of single pixels cost all others their resolution."""
 
 BINS = 4096

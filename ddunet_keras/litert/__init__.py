@@ -1,7 +1,7 @@
 """Works on any int8 `.tflite` file, with NumPy and ai-edge-litert alone.
 
 ==========================  ====================================================================
-model                       reads, checks, edits and writes a file
+model, sharing_builder      reads, checks, edits and writes a file
 nodes                       the operators of a file: kinds, inputs, constants, work
 soundness, shapes           whether LiteRT may run a stranger's file, as a table of operators
 run                         runs photos through LiteRT and TensorFlow Lite Micro (TFLM)

@@ -265,12 +265,21 @@ def tflm_tensors(
     return _in_tflm(_tflm_tensors, data, feed, tuple(tensors))[0]
 
 
-def _in_tflm(function, data, *arguments, arena_kib=None, **limits):
-    """Calls `function(data, arena_bytes, *arguments)` in a child process."""
+def require_tflm() -> None:
+    """Does nothing where TFLM can be run.
+
+    Raises:
+        NotInstalledError: tflite_micro is not installed.
+    """
     if importlib.util.find_spec("tflite_micro") is None:
         raise NotInstalledError(
-            "needs pip install 'ddunet-keras[mcu]' (Linux on x86-64 has the package)"
+            "needs pip install '.[mcu]' in the clone (Linux on x86-64 has the package)"
         )
+
+
+def _in_tflm(function, data, *arguments, arena_kib=None, **limits):
+    """Calls `function(data, arena_bytes, *arguments)` in a child process."""
+    require_tflm()
     if arena_kib is None:
         # as if no two tensors shared memory; what is not touched costs nothing
         graphs = read_tflite(data).subgraphs

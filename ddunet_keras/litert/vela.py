@@ -70,7 +70,7 @@ def run_vela(data: bytes, accelerator: str) -> dict:
             f"`accelerator` must be one of {tuple(ACCELERATORS)}. Received: {accelerator!r}"
         )
     if importlib.util.find_spec("ethosu") is None:
-        raise NotInstalledError("needs pip install 'ddunet-keras[mcu]'")
+        raise NotInstalledError("needs pip install '.[mcu]' in the clone")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(data)

@@ -83,7 +83,9 @@ def main():
     parser.add_argument("model", help=".tflite file")
     parser.add_argument("photo")
     parser.add_argument("mask", nargs="?", help="PNG to write: 0 sky, 255 cloud, or the classes")
-    parser.add_argument("--threshold", type=float, default=0.5, help="cloud from here on")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="probability from which a pixel is cloud"
+    )
     arguments = parser.parse_args()
     photo = ImageOps.exif_transpose(Image.open(arguments.photo))
     clouds = segment(load(arguments.model), photo, arguments.threshold)
