@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "a08094734ebbc7f3b3fb29698ebd23439060dd45930f52249b23c97f4dd481b6",
+        "tflite_sha256": "fd5134e01ba5ca661114fb2e928334ce5d7b75563743d65536e5fb5f97df676b",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
