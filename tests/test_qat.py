@@ -72,3 +72,11 @@ def test_clustered_filters_have_few_values_in_the_file(photos):
     data = trained(photos, cluster=4, training_epochs=1)
     values = [len(np.unique(row)) for kernel in kernels(data) for row in kernel]
     assert max(values) <= 4
+
+
+@pytest.mark.slow
+def test_pruned_and_clustered_weights_are_both_in_the_file(photos):
+    data = trained(photos, prune=0.5, cluster=4, training_epochs=1)
+    for kernel in kernels(data):
+        assert max(len(np.unique(row)) for row in kernel) <= 4
+        assert kernel.size < 32 or (kernel == 0).mean() >= 0.49

@@ -210,13 +210,18 @@ def _clustered(student, values, sparse, batches, epochs, progress):
     with quiet():
         from tensorflow_model_optimization.clustering import keras as clustering
 
+        # only here has it `preserve_sparsity`; tfmot's guide to it imports it from the same place
+        from tensorflow_model_optimization.python.core.clustering.keras.experimental import (
+            cluster as experimental,
+        )
+
         settings: dict = {
             "number_of_clusters": values,
             "cluster_centroids_init": clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
         }
         cluster = clustering.cluster_weights
         if sparse:
-            cluster = clustering.experimental.cluster_weights
+            cluster = experimental.cluster_weights
             settings["preserve_sparsity"] = True
         layers = [
             layer
