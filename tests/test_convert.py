@@ -295,8 +295,9 @@ def test_the_command_says_which_check_failed(file, skies, tmp_path, capsys, monk
     assert cli.main(list(map(str, arguments))) == 2
     out, err = capsys.readouterr()
     assert "operator 3" in out and "layers" in out
-    *_, last = err.splitlines()  # before it: that the data was divided anew
-    assert last == "ddunet: error: sky.tflite was not written; TFLM equals: operator 3"
+    how_divided, said = err.splitlines()
+    assert f"{file.name} has no split beside it; divided anew" in how_divided
+    assert said == "ddunet: error: sky.tflite was not written; TFLM equals: operator 3"
 
 
 def test_the_command_refuses_what_is_no_data(file, tmp_path, capsys):

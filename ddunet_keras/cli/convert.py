@@ -92,7 +92,10 @@ def _split(arguments, dataset, seed):
     if trained is not None and _fits(trained, dataset):
         return trained
     split = _new_split(dataset, seed)
-    log(f"{dataset.root} is not what the model was trained on; divided anew: {split.note}")
+    reason = "is not what the model was trained on"
+    if trained is None:
+        reason = f"may have been trained on, {arguments.model.name} has no split beside it"
+    log(f"{dataset.root} {reason}; divided anew: {split.note}")
     return split
 
 
