@@ -233,6 +233,7 @@ def test_c_sources_without_tflm_are_refused_at_once(model, photos, tmp_path, mon
         convert(model, photos, tmp_path / "a.tflite", config, progress=lambda line: pytest.fail())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale, unsure", [(1, False), (0.001, True)])
 def test_a_file_that_fails_is_not_written(scale, unsure, photos, tmp_path, monkeypatch):
     """The file of another network in place of the model's own."""

@@ -195,6 +195,7 @@ def test_mask_and_classes():
     assert lost.max() < 0.15 * np.ptp(logits)  # another class only where the two are near
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"variant": "baseline"}, {"upsampling": "align_corners"}])
 def test_other_networks(settings):
     data = int8_file(output="mask", **settings)

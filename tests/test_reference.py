@@ -102,6 +102,7 @@ def test_tensorflow_reproduces_the_authors_numbers(variant):
     assert max(found.values()) < TOLERANCE, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", [name for name in ("jax", "torch") if importlib.util.find_spec(name)]
 )
