@@ -13,6 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras.deploy.ranges import run_float
+from ddunet_keras.deploy.scales import producers
 from ddunet_keras.litert.model import constant, operator_name
 
 
@@ -46,13 +47,13 @@ def center_threshold(int8_model) -> None:
     give it everything from half an integer below, and so a little too much cloud, always.
     """
     (graph,) = int8_model.subgraphs
-    producers = {operator.outputs[0]: operator for operator in graph.operators}
+    made_by = producers(graph)
     for operator in graph.operators:
         if operator_name(int8_model, operator) in ("LOGISTIC", "GREATER_EQUAL"):
             logits = operator.inputs[0]
-            producer = producers[logits]
+            producer = made_by[logits]
             if operator_name(int8_model, producer) == "ADD":  # a dynamic head's sum and bias
-                producer = producers[producer.inputs[0]]
+                producer = made_by[producer.inputs[0]]
             scale = graph.tensors[logits].quantization.scale[0]
             _shift_bias(int8_model, producer, -scale / 2)
 

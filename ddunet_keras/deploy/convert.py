@@ -213,10 +213,11 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
         float_data = convert_graph(graph, config.precision)
         rewritten = read_tflite(float_data)
     quantized = write_tflite(rewritten) if config.precision == "int8" else float_data
-    for step in passes_for(config):
+    passes = passes_for(config)
+    for step in passes:
         say(step.name)
         rewritten = step.apply(rewritten, config)
-    packed = write_tflite(rewritten) if passes_for(config) else quantized
+    packed = write_tflite(rewritten) if passes else quantized
     if config.target == "android":
         packed = with_label_file(packed)
     return Stages(float_data, quantized, packed, difference)
@@ -237,7 +238,7 @@ def quantized_model(float_data, images, config: ConversionConfig):
     """
     ranges = tensor_ranges(float_data, images)
     float_model = read_tflite(float_data)
-    int8_model = read_tflite(quantize_with_ranges(read_tflite(float_data), ranges, config.io))
+    int8_model = read_tflite(quantize_with_ranges(float_model, ranges, config.io))
     few = evenly_spaced(images, STATISTICS_PHOTOS)
     correct_biases(int8_model, float_model, float_data, few)
     center_threshold(int8_model)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddunet_keras.deploy.graph import GRID
-from ddunet_keras.deploy.scales import exact_ranges
+from ddunet_keras.deploy.scales import exact_ranges, producers
 from ddunet_keras.deploy.tensorflow_converter import quiet
 from ddunet_keras.litert.model import operator_name, read_tflite
 from ddunet_keras.litert.run import encode, invoke, make_interpreter
@@ -78,11 +78,6 @@ def run_float(float_data, images) -> Iterator:
     for image in images:
         invoke(interpreter, [encode(image[None], dtype)])
         yield interpreter.get_tensor
-
-
-def producers(graph) -> dict:
-    """Index of each computed tensor -> the operator that computes it."""
-    return {operator.outputs[0]: operator for operator in graph.operators}
 
 
 # === 1. What the photos show ===

@@ -101,6 +101,11 @@ def round_up(value, digits, odd=False) -> float:
     return math.ldexp(numerator / 2**digits, exponent)
 
 
+def producers(graph) -> dict:
+    """Index of each computed tensor -> the operator that computes it."""
+    return {operator.outputs[0]: operator for operator in graph.operators}
+
+
 class _ScaleAssigner:
     """Finds a scale for each tensor; `scales` is right once the steps were called in order."""
 
@@ -108,7 +113,7 @@ class _ScaleAssigner:
         self.model = model
         (self.graph,) = model.subgraphs
         self.ranges = ranges
-        self.producers = {operator.outputs[0]: operator for operator in self.graph.operators}
+        self.producers = producers(self.graph)
         self.consumers = {i: operator for operator in self.graph.operators for i in operator.inputs}
         self.matrices = self._matrices()
         self.widths: dict[int, float] = {}
