@@ -88,9 +88,10 @@ def _layer_ranges(model, config, factors, images) -> dict[str, tuple[float, floa
 
 def _quantization_aware(student, ranges, batches, epochs, progress):
     import tf_keras
-    from tensorflow_model_optimization.quantization import keras as quantization
 
     with quiet():
+        from tensorflow_model_optimization.quantization import keras as quantization
+
         config_class = _quantize_config_class(quantization)
 
         def annotate(layer):
