@@ -36,7 +36,9 @@ MAX_NAME_BYTES = 200
 class Model(Protocol):
     """What segments a photo: `DDUNet`, `Segmenter`, or anything with this method."""
 
-    def segment(self, image: np.ndarray, threshold: float, horizon: Any) -> Segmentation:
+    def segment(
+        self, image: np.ndarray, threshold: float, horizon: Any, force: bool
+    ) -> Segmentation:
         """Finds the clouds in uint8 (h, w, 3); see `ddunet_keras.sky.segment`."""
 
 
@@ -100,6 +102,7 @@ def predict_files(
     *,
     threshold: float = 0.5,
     horizon: Any = None,
+    force: bool = False,
     overlay: bool = True,
     **about: Any,
 ) -> Generator[dict[str, Any], None, None]:
@@ -111,18 +114,20 @@ def predict_files(
     removes the partial files that killed processes left there.
 
     Args:
-        model: has `segment(image, threshold=, horizon=)`, as `DDUNet` does.
+        model: has `segment(image, threshold=, horizon=, force=)`, as `DDUNet` does.
         photos: name -> path, from `find_photos`.
         out: a folder, made if missing. What it holds of the same name is replaced.
-        threshold, horizon: as in `DDUNet.segment`.
+        threshold, horizon, force: as in `DDUNet.segment`.
         overlay: whether to write overlays.
         **about: added to each record, such as the model's name.
 
     Yields:
         A dict for each photo, in order: image (path), mask and overlay (names of files in `out`),
-        height, width, cloud_cover (`Segmentation.to_dict`: fraction, percent, okta,
-        valid_fraction), threshold, horizon and seconds (to read and segment the photo).
-        For a photo that cannot be used: image and error. The others go on.
+        height, width, cloud_cover (fraction, percent, okta, valid_fraction), usable, reason,
+        confidence, threshold, horizon and seconds (to read and segment the photo).
+        For a photo that says nothing of the sky, usable is False, the numbers of its cloud cover
+        are None, and it has neither mask nor overlay, unless `force` is given.
+        For a photo that cannot be read: image and error. The others go on.
 
     Raises:
         DataError: `out` is a folder that photos come from (results must not become inputs), or it
@@ -141,7 +146,7 @@ def predict_files(
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
     check_horizon(horizon)
     remove_partial_files(out)
-    settings = {"threshold": threshold, "horizon": horizon}
+    settings = {"threshold": threshold, "horizon": horizon, "force": force}
     records = []
     try:
         for name, path in photos.items():
@@ -165,21 +170,25 @@ def _predict_file(model, path, out, name, settings, overlay):
     result = model.segment(read_image(path), **settings)
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
-    cover = result.to_dict()
-    record = {"mask": f"{name}_mask.png"}
-    write_image(out / record["mask"], result.mask)
-    if overlay:
-        suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
-        record["overlay"] = f"{name}_overlay{suffix}"
-        picture = result.overlay()
-        del result  # a large photo's memory, before its overlay is compressed
-        write_image(out / record["overlay"], picture)
     horizon = settings["horizon"]
-    return record | {
+    about = {
         "height": height,
         "width": width,
-        "cloud_cover": cover,
+        **result.to_dict(),
         "threshold": settings["threshold"],
         "horizon": "array" if isinstance(horizon, np.ndarray) else horizon,
         "seconds": round(seconds, 4),
     }
+    suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
+    names = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay{suffix}"}
+    if result.probabilities is None:
+        for stale in names.values():  # of another photo of this name
+            (out / stale).unlink(missing_ok=True)
+        return about
+    write_image(out / names["mask"], result.mask)
+    if not overlay:
+        return {"mask": names["mask"]} | about
+    picture = result.overlay()
+    del result  # a large photo's memory, before its overlay is compressed
+    write_image(out / names["overlay"], picture)
+    return names | about

@@ -18,9 +18,18 @@ from ddunet_keras.cli.options import (
     positive,
     threshold_option,
 )
-from ddunet_keras.files import printable
+from ddunet_keras.files import as_json, printable
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, preset_file
+
+
+UNUSABLE = 3
+"""Exit code where every photo could be read, but some say nothing of the sky."""
+
+EXIT_CODES = (
+    "Exit code: 0; 2 if a photo or an option cannot be used; 3 if all photos could be read, but some "
+    "say nothing of the sky (black, saturated, of one colour, or with no sky in it)."
+)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -34,39 +43,52 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.out,
         threshold=arguments.threshold,
         horizon=arguments.horizon,
+        force=arguments.force,
         overlay=arguments.overlay,
         model=str(model_path),
     )
     failed = 0
+    unusable = 0
     with contextlib.closing(records):  # however this ends, what was found is written
         for record in records:
             if "error" in record:
                 failed += 1
                 fail(record["error"])
-            elif arguments.json:
-                print(json.dumps(record), flush=True)
-            else:
-                print(describe(record), flush=True)
+                continue
+            unusable += not record["usable"]
+            print(json.dumps(as_json(record)) if arguments.json else describe(record), flush=True)
     if not arguments.json:
-        found = len(photos) - failed
+        found = len(photos) - failed - (0 if arguments.force else unusable)
         what = "masks and overlays" if arguments.overlay else "masks"
         of = "1 photo" if found == 1 else f"{found} photos"
         print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
-    return 2 if failed else 0
+    if failed:
+        return 2
+    return UNUSABLE if unusable else 0
 
 
 def describe(record: dict) -> str:
     """A line on what was found in a photo."""
     cover = record["cloud_cover"]
     image = printable(record["image"])
+    if cover["percent"] is None:
+        return f"{image}: cannot tell: {record['reason']}"
+    doubt = "" if record["usable"] else f" (cannot be trusted: {record['reason']})"
+    confidence = record["confidence"]
+    trust = "" if confidence is None else f", confidence {confidence:.2f}"
     return (
-        f"{image}: {cover['percent']:.1f} % cloud, {cover['okta']} okta, {record['seconds']:.2f} s"
+        f"{image}: {cover['percent']:.1f} % cloud, {cover['okta']} okta{trust}, "
+        f"{record['seconds']:.2f} s{doubt}"
     )
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
-        commands, "predict", run_predict, "find the clouds in photos: mask, overlay and cloud cover"
+        commands,
+        "predict",
+        run_predict,
+        "find the clouds in photos: mask, overlay and cloud cover",
+        EXIT_CODES,
     )
     option(
         "inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos, or folders of them"
@@ -98,6 +120,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="MASK|circle:x,y,r|auto",
         help="where the photo shows sky: a mask picture (white is sky), a circle in pixels, or "
         "auto, which finds the disc of a fisheye",
+    )
+    option(
+        "--force",
+        action="store_true",
+        help="find clouds in photos that say nothing of the sky, too",
     )
     option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
     option("--json", action="store_true", help="print one JSON object for each photo")
