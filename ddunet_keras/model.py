@@ -337,9 +337,7 @@ class DDUNet(keras.Model):
         >>> DDUNet(image_shape=(32, 48, 3), base_channels=2).segment(photo).mask.shape
         (40, 60)
         """
-        return segment(
-            self.predict_probabilities, image, threshold, horizon, channel_order, force
-        )
+        return segment(self.predict_probabilities, image, threshold, horizon, channel_order, force)
 
 
 def _check_image_shape(image_shape):

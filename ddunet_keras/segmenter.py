@@ -172,9 +172,7 @@ class Segmenter:
         force: bool = False,
     ) -> Segmentation:
         """Finds the clouds in one photo, as `ddunet_keras.sky.segment` says."""
-        return segment(
-            self.predict_probabilities, image, threshold, horizon, channel_order, force
-        )
+        return segment(self.predict_probabilities, image, threshold, horizon, channel_order, force)
 
 
 def check_segmenter(model: ModelT) -> tuple[str, int]:

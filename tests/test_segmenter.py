@@ -385,3 +385,33 @@ def test_the_single_file_example_agrees(tmp_path, file):
         expected = Segmenter(path).segment(photo)
         np.testing.assert_array_equal(read_gray(tmp_path / "mask.png"), expected.mask)
         assert f"{expected.cloud_cover.percent:.1f} % cloud" in done.stdout
+
+
+def test_the_single_file_example_says_when_it_cannot_tell(tmp_path, file):
+    path = file()
+    for value, reason in ((0, "black"), (255, "saturated"), (90, "flat colour")):
+        Image.new("RGB", (70, 50), (value,) * 3).save(tmp_path / "sky.png")
+        command = [sys.executable, SCRIPT, path, tmp_path / "sky.png", tmp_path / "mask.png"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stderr) == (3, "")
+        assert done.stdout.endswith(f"sky.png: cannot tell: {reason}\n")
+        assert not (tmp_path / "mask.png").exists()
+
+
+def test_the_single_file_example_heeds_the_horizon(tmp_path, file):
+    photo = gray_photo((50, 70))
+    valid = np.zeros((50, 70), bool)
+    valid[:, 20:] = True
+    Image.fromarray(valid).save(tmp_path / "horizon.png")
+    masks = []
+    for value in (0, 200):
+        photo[~valid] = value
+        Image.fromarray(photo).save(tmp_path / "sky.png")
+        command = [sys.executable, SCRIPT, file(), tmp_path / "sky.png", tmp_path / "mask.png"]
+        command += ["--horizon", tmp_path / "horizon.png"]
+        subprocess.run(command, capture_output=True, timeout=100, check=True)
+        masks.append(read_gray(tmp_path / "mask.png"))
+    assert (masks[0][~valid] == 128).all() and (masks[0][valid] != 128).all()
+    # the border is a little of both
+    inside = valid & np.roll(valid, 5, axis=1)
+    np.testing.assert_array_equal(masks[0][inside], masks[1][inside])

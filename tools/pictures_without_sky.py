@@ -10,6 +10,7 @@ measure it on them. To look at one of each:
 from __future__ import annotations
 
 import io
+import itertools
 import string
 import sys
 from collections.abc import Callable
@@ -206,7 +207,9 @@ def error_window(rng):
     draw.rectangle((left, top, left + 380, top + 32), fill=any_colour(rng, 30, 120))
     lines_of_text(draw, rng, (left + 20, top + 50, left + 370, top + 150), 16, [(20, 20, 20)])
     for x in (left + 200, left + 290):
-        draw.rectangle((x, top + 170, x + 75, top + 200), fill=(200, 200, 210), outline=(90, 90, 90))
+        draw.rectangle(
+            (x, top + 170, x + 75, top + 200), fill=(200, 200, 210), outline=(90, 90, 90)
+        )
     draw.rectangle((0, picture.height - 34, picture.width, picture.height), fill=(30, 32, 40))
     return as_array(picture)
 
@@ -375,7 +378,11 @@ def target(rng):
 def square_code(rng):
     fields = int(rng.integers(21, 45))
     code = rng.random((fields, fields)) < 0.5
-    for rows, columns in ((slice(7), slice(7)), (slice(7), slice(-7, None)), (slice(-7, None), slice(7))):
+    for rows, columns in (
+        (slice(7), slice(7)),
+        (slice(7), slice(-7, None)),
+        (slice(-7, None), slice(7)),
+    ):
         finder = np.zeros((7, 7), bool)
         finder[1:6, 1:6] = True
         finder[2:5, 2:5] = False
@@ -795,7 +802,9 @@ def book_shelf(rng):
         while x < picture.width:
             width = int(rng.integers(10, 36))
             height = int(rng.integers(70, 108))
-            draw.rectangle((x, top + 110 - height, x + width, top + 108), fill=any_colour(rng, 20, 220))
+            draw.rectangle(
+                (x, top + 110 - height, x + width, top + 108), fill=any_colour(rng, 20, 220)
+            )
             x += width + 1
     return to_bytes(as_array(picture) + rng.normal(0, 6, (*picture.size[::-1], 1)))
 
@@ -861,8 +870,8 @@ def rectangles(rng):
     picture, draw = canvas(rng, (240, 240, 235))
     x_lines = np.sort(rng.uniform(0, picture.width, 6))
     y_lines = np.sort(rng.uniform(0, HEIGHT, 5))
-    for left, right in zip(x_lines[:-1], x_lines[1:], strict=True):
-        for top, bottom in zip(y_lines[:-1], y_lines[1:], strict=True):
+    for left, right in itertools.pairwise(x_lines):
+        for top, bottom in itertools.pairwise(y_lines):
             if rng.random() < 0.5:
                 draw.rectangle((left, top, right, bottom), fill=any_colour(rng))
     for x in x_lines:
@@ -937,7 +946,9 @@ def fruit_bowl(rng):
         colour = colours[int(rng.integers(4))]
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
         draw.ellipse((x - r / 2, y - r / 2, x - r / 5, y - r / 5), fill=(255, 245, 225))
-    draw.chord((picture.width / 2 - 230, 180, picture.width / 2 + 230, 450), 0, 180, (225, 225, 230))
+    draw.chord(
+        (picture.width / 2 - 230, 180, picture.width / 2 + 230, 450), 0, 180, (225, 225, 230)
+    )
     return as_array(picture.filter(ImageFilter.GaussianBlur(2)))
 
 

@@ -22,13 +22,12 @@ from ddunet_keras.files import as_json, printable
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, preset_file
 
-
 UNUSABLE = 3
 """Exit code where every photo could be read, but some say nothing of the sky."""
 
 EXIT_CODES = (
-    "Exit code: 0; 2 if a photo or an option cannot be used; 3 if all photos could be read, but some "
-    "say nothing of the sky (black, saturated, of one colour, or with no sky in it)."
+    "Exit code: 0; 2 if a photo or an option cannot be used; 3 if all photos could be read, but "
+    "some say nothing of the sky (black, saturated, of one colour, or with no sky in it)."
 )
 
 

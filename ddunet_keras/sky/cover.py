@@ -190,7 +190,7 @@ class Segmentation:
             none, the likeliest class counts.
         reason: why the photo says nothing of the sky, as `FrameQuality.reason`; None if it does.
         confidence: how far the cloud cover can be trusted, 0 to 1, as `cover_confidence` gives it;
-            None where that is not known.
+            None where that is not known, 0 where the photo has a reason.
 
     Attributes:
         usable: whether the photo shows the sky, so that the cloud cover means anything.
@@ -345,8 +345,8 @@ def segment(
         channel_order: of `image`, "rgb" or, as OpenCV reads, "bgr".
         force: find clouds in a photo that says nothing of the sky, too.
 
-    The predictor sees black where the horizon says that there is no sky, as in its training: nothing
-    there changes the result.
+    The predictor sees black where the horizon says that there is no sky, as in its training, so
+    nothing there changes the result.
 
     Returns:
         `Segmentation` at the photo's own size. If the photo says nothing of the sky (see
@@ -374,7 +374,7 @@ def segment(
     if reason is not None and not force:
         return Segmentation(photo, None, valid, threshold, reason)
     small = predictor(photo if valid.all() else blacken(photo, valid))
-    confidence = cover_confidence(small, valid, threshold)
+    confidence = cover_confidence(small, valid, threshold) if reason is None else 0.0
     probabilities = resize_probabilities(small, photo.shape[:2])
     return Segmentation(photo, probabilities, valid, threshold, reason, confidence)
 

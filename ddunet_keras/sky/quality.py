@@ -2,8 +2,8 @@
 
 The network gives a cloud cover for every picture, for a black one and for a page of text, too. What
 says nothing of the sky is recognized here. Black, saturated and flat frames are found by rules that
-`tflite/` has as well; what shows something else than the sky, by a small classifier of the picture's
-statistics (`describe`), which `tools/fit_frame_quality.py` fits.
+`tflite/` has as well. What shows something else than the sky is found by a small classifier of the
+picture's statistics (`describe`), which `tools/fit_frame_quality.py` fits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ddunet_keras.images import as_photo
+from ddunet_keras.sky.description import describe
 
 SIDE = 128
 """Longer side of the small picture that is looked at, pixels."""
@@ -50,8 +51,8 @@ NO_SKY = "no sky in it"
 REASONS = (BLACK, SATURATED, FLAT, NO_SKY)
 """Why a frame may be unusable."""
 
-SCALES = (1, 2, 4, 8)
-"""Sides of the blocks whose means are compared with their neighbours', pixels of the small picture."""
+LIMIT = 4.0
+"""Standardized numbers of the description are clipped to it, either way."""
 
 COEFFICIENTS = Path(__file__).with_name("frame_quality.json")
 
@@ -174,3 +175,27 @@ def find_flaw(colours: np.ndarray) -> str | None:
     if np.mean(deviation > FLAT_DEVIATION) < FEW:
         return FLAT
     return None
+
+
+def sky_likeness(description: dict[str, float]) -> float:
+    """How much a described picture looks like the sky.
+
+    Args:
+        description: from `describe`.
+
+    Returns:
+        The logarithm of the odds, shifted so that from 0 on it counts as sky.
+    """
+    model = _coefficients()
+    numbers = np.array([description[name] for name in model["names"]])
+    inputs = ((numbers - model["mean"]) / model["deviation"]).clip(-LIMIT, LIMIT)
+    hidden = np.tanh(inputs @ model["hidden_weights"] + model["hidden_bias"])
+    return float(hidden @ model["weights"] + model["bias"])
+
+
+@functools.cache
+def _coefficients() -> dict[str, Any]:
+    """Names and arrays of the classifier: a network with one hidden layer."""
+    read = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
+    names = read.pop("names")
+    return {"names": names} | {name: np.array(values) for name, values in read.items()}
