@@ -44,6 +44,21 @@ BRIGHT_PART = 1 / 4
 SATURATED_PART = 49 / 50
 """Share of the bright pixels that are saturated in a saturated frame."""
 
+SAMPLED_LINES = 256
+"""About so many rows and columns are compared pixel by pixel to recognize a drawing."""
+
+HARD_STEP = 12
+"""Difference of neighbouring pixels from which they are an edge, and no slope."""
+
+EQUAL_PART = 0.6
+"""Least share of equal neighbours in a drawing. Photos of smooth skies reach it, too, but ..."""
+
+HARD_PART = 0.25
+"""... least share of edges among the other neighbours: in skies it is at most a tenth."""
+
+COMPARED_PART = 0.25
+"""Least share of neighbours that are neither black nor white; else nothing is said of a drawing."""
+
 BLACK = "black"
 SATURATED = "saturated"
 FLAT = "flat colour"
@@ -92,7 +107,8 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
           more: stars and noise.
         - "saturated": 98 % of what is no black surrounding is white.
         - "flat colour": all but one pixel in 1,000 have the same colour.
-        - "no sky in it": the classifier takes it for something else, such as text or a room.
+        - "no sky in it": it was drawn and not photographed, such as text, or the classifier takes
+          it for something else, such as a room.
 
     Raises:
         ValueError: `image` is not uint8 (h, w, 3), or `valid` has another shape.
@@ -104,8 +120,11 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
     >>> frame_quality(dd.synthetic_sky(0)[0]).usable
     True
     """
-    pixels, small_valid = shrink_frame(as_photo(image), valid)
+    image = as_photo(image)
+    pixels, small_valid = shrink_frame(image, valid)
     reason = find_flaw(pixels[small_valid])
+    if reason is None and is_drawing(image, valid):
+        reason = NO_SKY
     if reason is not None:
         return FrameQuality(reason)
     likeness = sky_likeness(describe(pixels, small_valid))
@@ -175,6 +194,47 @@ def find_flaw(colours: np.ndarray) -> str | None:
     if np.mean(deviation > FLAT_DEVIATION) < FEW:
         return FLAT
     return None
+
+
+def is_drawing(image: np.ndarray, valid: np.ndarray | None = None) -> bool:
+    """Whether a picture consists of areas of one colour with hard edges: text, plots, test cards.
+
+    Neighbours are compared at full size, in some rows and columns. A photo has noise, and where
+    compression has removed it, slopes.
+
+    Args:
+        image: uint8 (h, w, 3).
+        valid: boolean (h, w); everywhere by default.
+
+    Example:
+
+    >>> card = np.full((90, 120, 3), 40, np.uint8)
+    >>> card[30:60, 40:80] = 200
+    >>> is_drawing(card)
+    True
+    """
+    if valid is None:
+        valid = np.broadcast_to(True, image.shape[:2])
+    pairs = compared = equal = edges = 0
+    for lines, valid_lines in (
+        (image, valid),
+        (image.swapaxes(0, 1), valid.swapaxes(0, 1)),
+    ):
+        every = max(len(lines) // SAMPLED_LINES, 1)
+        colours = lines[::every].astype(np.int16)
+        dark = colours.max(axis=-1) <= DARK_LEVEL
+        white = colours.min(axis=-1) >= SATURATED_LEVEL
+        step = abs(np.diff(colours, axis=1)).max(axis=-1)
+        both_valid = valid_lines[::every, 1:] & valid_lines[::every, :-1]
+        same_end = (dark[:, 1:] & dark[:, :-1]) | (white[:, 1:] & white[:, :-1])
+        step = step[both_valid & ~same_end]
+        pairs += np.count_nonzero(both_valid)
+        compared += step.size
+        equal += np.count_nonzero(step == 0)
+        edges += np.count_nonzero(step > HARD_STEP)
+    if compared < max(COMPARED_PART * pairs, 1) or equal < EQUAL_PART * compared:
+        return False
+    return edges >= HARD_PART * (compared - equal)
 
 
 def sky_likeness(description: dict[str, float]) -> float:
