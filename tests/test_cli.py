@@ -21,7 +21,7 @@ from ddunet_keras.files import read_gray
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky.reading import read_image
 
-HEAVY = ("keras", "tensorflow", "jax", "torch", "matplotlib", "scipy", "tqdm")
+HEAVY = ("astropy", "keras", "tensorflow", "jax", "torch", "matplotlib", "scipy", "tqdm")
 
 
 def python(code, *arguments):

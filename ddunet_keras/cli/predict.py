@@ -23,7 +23,7 @@ from ddunet_keras.cli.options import (
 from ddunet_keras.files import MAX_IMAGE_BYTES, DataError, printable
 from ddunet_keras.prediction import STDIN, count_left_out, find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, preset_file
-from ddunet_keras.sky.bayer import PATTERNS
+from ddunet_keras.sky.bayer import NO_MOSAIC, PATTERNS
 from ddunet_keras.sky.reading import CHANNEL_ORDERS, ReadOptions
 
 
@@ -150,10 +150,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     option(
         "--bayer",
-        choices=PATTERNS,
+        choices=(*PATTERNS, NO_MOSAIC),
         type=str.upper,
         help="gray files hold the mosaic of a colour sensor, with these colours in the first two "
-        "rows: compute the colours",
+        "rows: compute the colours; NONE: they are monochrome, whatever they look like",
     )
     option(
         "--channel-order",

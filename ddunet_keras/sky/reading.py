@@ -30,7 +30,7 @@ from ddunet_keras.files import (
     without_warnings,
 )
 from ddunet_keras.images import to_array
-from ddunet_keras.sky.bayer import CONTRAST, PATTERNS, debayer, mosaic_contrast
+from ddunet_keras.sky.bayer import CONTRAST, NO_MOSAIC, PATTERNS, debayer, mosaic_contrast
 from ddunet_keras.sky.fits import is_fits, read_fits
 from ddunet_keras.sky.stretch import to_8_bits
 
@@ -81,8 +81,8 @@ class ReadOptions:
     """What a camera's owner knows of its files.
 
     Args:
-        bayer: pattern of the mosaic in gray files, one of RGGB, BGGR, GRBG and GBRG; None: what
-            the file says.
+        bayer: pattern of the mosaic in gray files, one of RGGB, BGGR, GRBG and GBRG; "NONE": gray
+            files are monochrome, whatever they look like; None: what the file says.
         channel_order: "rgb", or "bgr" for files in which red and blue were exchanged.
         wait: whether to try again, for about two seconds, a file that cannot be read but was
             written to in the last five.
@@ -103,9 +103,10 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.bayer is not None:
             pattern = str(self.bayer).upper()
-            if pattern not in PATTERNS:
+            if pattern not in (*PATTERNS, NO_MOSAIC):
                 raise ValueError(
-                    f"bayer: expected one of {', '.join(PATTERNS)}, received {self.bayer!r}"
+                    f"bayer: expected one of {', '.join(PATTERNS)}, {NO_MOSAIC}, "
+                    f"received {self.bayer!r}"
                 )
             object.__setattr__(self, "bayer", pattern)
         if self.channel_order not in CHANNEL_ORDERS:
@@ -399,15 +400,17 @@ def _with_colors(frame, name, bayer):
     """The values of a frame; a mosaic's colours are computed, if its pattern is known."""
     values = frame.values
     if values.ndim == 3:
-        if bayer is not None:
+        if bayer not in (None, NO_MOSAIC):
             raise DataError(f"{name}: has colours; a Bayer pattern is for gray files")
         return values
     pattern = bayer or frame.pattern
+    if pattern == NO_MOSAIC:
+        return values
     if pattern is None:
         if mosaic_contrast(values) > CONTRAST:
             raise DataError(
-                f"{name}: is the mosaic of a colour sensor; give its pattern, as in "
-                f"--bayer {PATTERNS[0]} (or {', '.join(PATTERNS[1:])})"
+                f"{name}: looks like the mosaic of a colour sensor; give its pattern, "
+                f"--bayer {PATTERNS[0]} (or {', '.join(PATTERNS[1:])}), or --bayer {NO_MOSAIC}"
             )
         return values
     if pattern not in PATTERNS:

@@ -9,11 +9,16 @@ import numpy as np
 LEVELS = (255, 1023, 4095, 16383, 65535)
 """White in files of 8, 10, 12, 14 and 16 bits."""
 
+SIGNED_LEVELS = (255, 1023, 4095, 16383, 32767)
+"""The same in files of 16 bits with a sign, which leaves 15."""
+
+FLOAT_LEVELS = (1, *LEVELS)
+
 MIN_STEPS = 8
 """Different values from which it is no chance that all of them are steps of an 8-bit picture."""
 
 STEP_TOLERANCE = 0.05
-"""By which a step of an 8-bit picture may be off, in steps: 12 bits round to 0.03."""
+"""By which a step of an 8-bit picture may be off, in steps: left-aligned 12 bits round to 0.03."""
 
 OVERSHOOT = 1e-3
 """Share of the pixels of a float picture from 0 to 1 that may be over 1, as resampled stars are."""
@@ -53,7 +58,8 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     """Shows pixels of any depth with 8 bits, as an ordinary photo would.
 
     1. White is the smallest of 255, 1023, 4095, 16383 and 65535 that no value exceeds; of floats
-       also 1. (A larger value than all of these is white itself.)
+       also 1, and of 16 bits with a sign 32767 in place of 65535. (A larger value than all of these
+       is white itself.)
     2. An 8-bit picture in a wider file, all of whose values are among 256 even steps, gets its 8
        bits back.
     3. Anything else is scaled to white. If three quarters of its pixels are darker than 1/16 of
@@ -103,7 +109,9 @@ def _find_range(values):
     if not numbers.size or highest <= 0:
         return _Range(0, 1, 1)
     is_float = values.dtype.kind == "f"
-    levels = (1, *LEVELS) if is_float else LEVELS
+    levels = FLOAT_LEVELS if is_float else LEVELS
+    if values.dtype.kind == "i" and values.dtype.itemsize == 2:
+        levels = SIGNED_LEVELS
 
     white = _white_of_8_bits(numbers, highest, levels)
     if white is not None:
@@ -112,8 +120,6 @@ def _find_range(values):
     white = next((level for level in levels if highest <= level), highest)
     if is_float and np.mean(numbers > 1) <= OVERSHOOT:
         white = 1
-    if values.dtype == np.int16:  # without the sign, 15 bits are left
-        white = min(white, np.iinfo(np.int16).max)
 
     brightness = sample.mean(axis=-1) if sample.ndim == 2 else sample
     brightness = brightness[np.isfinite(brightness)].clip(0, white)
@@ -153,8 +159,11 @@ def _white_of_8_bits(numbers, highest, levels):
         return None
     for level in reversed(levels):
         for step in (level / 255, (level + 1) / 256 if level > 1 else 1 / 256):
-            steps = different / step
-            off = np.abs(steps - np.rint(steps)).max()
-            if highest <= 255.5 * step and off <= STEP_TOLERANCE:
+            numbers_of_steps = np.rint(different / step)
+            off = np.abs(different / step - numbers_of_steps).max()
+            # a tenth more than half an integer
+            tolerance = STEP_TOLERANCE if step < 1 else max(STEP_TOLERANCE, 0.55 / step)
+            are_different = len(np.unique(numbers_of_steps)) == len(different)
+            if highest <= 255.5 * step and off <= tolerance and are_different:
                 return 255 * step
     return None
