@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import re
 import zlib
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +37,9 @@ END = b"END".ljust(CARD)
 
 MAX_HEADER_BLOCKS = 200
 """Longest header that is read: 7,200 cards. Cameras write some dozen."""
+
+MAX_RATIO = 1032
+"""Bytes of pixels for each byte of a file: deflate packs no tighter, nor do the tiles of FITS."""
 
 NO_PATTERN = ("", "NONE", "MONO")
 """What programs write into BAYERPAT for a monochrome camera."""
@@ -85,6 +90,7 @@ def read_fits(source: StrPath | bytes) -> FitsFrame:
         DataError: astropy is not installed, or the picture is too large or of another shape.
     """
     name = source_name(source)
+    file_size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     try:
         from astropy.io import fits
     except ModuleNotFoundError:
@@ -94,7 +100,7 @@ def read_fits(source: StrPath | bytes) -> FitsFrame:
         with without_warnings(), _opened(source) as file:
             _check_headers(file, name)
             with fits.open(file, memmap=False, lazy_load_hdus=True) as units:
-                return _frame(_picture_unit(units, name), name)
+                return _frame(_picture_unit(units, name), name, file_size)
     except DataError:
         raise
     except Exception as error:  # astropy raises many types on corrupt input
@@ -148,7 +154,7 @@ def _picture_unit(units, name):
         raise DataError(f"{name}: this FITS file holds no picture") from None
 
 
-def _frame(unit, name):
+def _frame(unit, name, file_size):
     header = unit.header
     shape = [int(side) for side in getattr(unit, "shape", ())]
     if len(shape) == 3 and shape[0] == 1:
@@ -162,9 +168,11 @@ def _frame(unit, name):
         )
     height, width = shape[1:] if planes else shape[:2]
     check_pixels(name, width, height)
-    size = int(np.prod(shape)) * abs(int(header["BITPIX"])) // 8
+    size = math.prod(shape) * abs(int(header["BITPIX"])) // 8
     if size > MAX_IMAGE_BYTES:
         raise DataError(f"{name}: {size:,} bytes, at most {MAX_IMAGE_BYTES:,} are read")
+    if size > MAX_RATIO * file_size:  # before memory is taken for it
+        raise UnreadableError(f"{name}: not a readable FITS (most of it is missing)")
     values = np.asarray(unit.data).reshape(shape)
     if planes:
         values = np.moveaxis(values, 0, -1)

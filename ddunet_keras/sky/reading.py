@@ -51,8 +51,9 @@ PAUSES = (0.2, 0.3, 0.5, 1.0)
 JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 
-FILLER = bytes(range(1, 255))
-"""What a JPEG cannot end with: see `_is_whole_jpeg`."""
+FILLER = bytes(range(254, 0, -1))
+"""What is put after a JPEG to see whether anything was missing. Small bytes would not do: they often
+mean "the rest of this block is even", as what decoders put in place of missing data."""
 
 EXIF_IFD = 0x8769
 EXIF_TIMES = ((EXIF_IFD, 0x9003, 0x9011), (EXIF_IFD, 0x9004, 0x9012), (None, 0x0132, 0x9010))
@@ -273,6 +274,7 @@ def _is_whole_jpeg(content):
     Decoders fill what is missing with gray, and do not say so. But if something is missing, what
     is put after the end of the file is decoded in its place; if nothing is, it is skipped.
     """
+    content = content.rstrip(b"\xff")  # half of an end marker, or of an escaped 255
     with contextlib.suppress(DataError):
         with opened_picture(content + JPEG_END) as first:
             first.load()
