@@ -52,8 +52,8 @@ JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 
 FILLER = bytes(range(254, 0, -1))
-"""What is put after a JPEG to see whether anything was missing. Small bytes would not do: they often
-mean "the rest of this block is even", as what decoders put in place of missing data."""
+"""What is put after a JPEG to see whether anything was missing. Small bytes would not do: they
+often mean an even block, which is what decoders put in place of missing data, too."""
 
 EXIF_IFD = 0x8769
 EXIF_TIMES = ((EXIF_IFD, 0x9003, 0x9011), (EXIF_IFD, 0x9004, 0x9012), (None, 0x0132, 0x9010))
