@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from ddunet_keras.files import (
     DataError,
     StrPath,
     WriteError,
+    as_json,
     list_folder,
     printable,
     read_image,
@@ -21,7 +22,7 @@ from ddunet_keras.files import (
     write_image,
     write_json,
 )
-from ddunet_keras.sky import Segmentation, check_horizon
+from ddunet_keras.sky import Segmentation, check_horizon, check_zone
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the files in a folder that are taken for photos."""
@@ -100,6 +101,7 @@ def predict_files(
     *,
     threshold: float = 0.5,
     horizon: Any = None,
+    zones: Sequence[str] = (),
     overlay: bool = True,
     **about: Any,
 ) -> Generator[dict[str, Any], None, None]:
@@ -115,18 +117,22 @@ def predict_files(
         photos: name -> path, from `find_photos`.
         out: a folder, made if missing. What it holds of the same name is replaced.
         threshold, horizon: as in `DDUNet.segment`.
+        zones: parts of the sky whose cover is told beside that of the whole, as in
+            `Segmentation.zone_cover`.
         overlay: whether to write overlays.
         **about: added to each record, such as the model's name.
 
     Yields:
         A dict for each photo, in order: image (path), mask and overlay (names of files in `out`),
         height, width, cloud_cover (`Segmentation.to_dict`: fraction, percent, okta,
-        valid_fraction), threshold, horizon and seconds (to read and segment the photo).
+        valid_fraction), zones (the same of each zone; None where "auto" found no disc to place it
+        in), threshold, horizon, disc (centre and radii, pixels; None where there is none or "auto"
+        found none) and seconds (to read and segment the photo).
         For a photo that cannot be used: image and error. The others go on.
 
     Raises:
         DataError: `out` is a folder that photos come from (results must not become inputs), or it
-            cannot be written to, or the horizon's mask cannot be read.
+            cannot be written to, or the horizon's mask cannot be read, or a zone cannot be placed.
 
     Example:
 
@@ -140,6 +146,8 @@ def predict_files(
     if os.path.realpath(out) in {os.path.dirname(os.path.realpath(p)) for p in photos.values()}:
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
     check_horizon(horizon)
+    for zone in zones:
+        check_zone(zone, horizon)
     remove_partial_files(out)
     settings = {"threshold": threshold, "horizon": horizon}
     records = []
@@ -147,7 +155,7 @@ def predict_files(
         for name, path in photos.items():
             record: dict[str, Any] = {"image": str(path)}
             try:
-                record |= _predict_file(model, path, out, name, settings, overlay) | about
+                record |= _predict_file(model, path, out, name, settings, zones, overlay) | about
             except WriteError:  # the next photo would fare no better
                 raise
             except DataError as error:
@@ -159,13 +167,15 @@ def predict_files(
         write_json(out / "predictions.json", records)
 
 
-def _predict_file(model, path, out, name, settings, overlay):
+def _predict_file(model, path, out, name, settings, zones, overlay):
     """One photo's results; a function of its own, so that its arrays go before the next photo."""
     start = time.perf_counter()
     result = model.segment(read_image(path), **settings)
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
     cover = result.to_dict()
+    disc = result.disc
+    zone_covers = {zone: _zone_cover(result, zone) for zone in zones}
     record = {"mask": f"{name}_mask.png"}
     write_image(out / record["mask"], result.mask)
     if overlay:
@@ -179,7 +189,16 @@ def _predict_file(model, path, out, name, settings, overlay):
         "height": height,
         "width": width,
         "cloud_cover": cover,
+        "zones": zone_covers,
         "threshold": settings["threshold"],
         "horizon": "array" if isinstance(horizon, np.ndarray) else horizon,
+        "disc": None if disc is None else disc.to_dict(),
         "seconds": round(seconds, 4),
     }
+
+
+def _zone_cover(result, zone):
+    """Cover of a zone as a dict, None where "auto" found no disc in this photo to place it in."""
+    if zone.startswith("zenith:") and result.disc is None:
+        return None  # a dark night is no reason to lose the cover of the whole sky
+    return as_json(result.zone_cover(zone).to_dict())

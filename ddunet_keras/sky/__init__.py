@@ -11,7 +11,8 @@ from ddunet_keras.sky.cover import (
     cloud_cover,
     segment,
 )
-from ddunet_keras.sky.horizon import check_horizon, horizon_mask
+from ddunet_keras.sky.horizon import Disc, Horizon, check_horizon, find_horizon, horizon_mask
+from ddunet_keras.sky.zones import check_zone, zone_mask
 
 __all__ = [
     "CLOUD_COLORS",
@@ -19,10 +20,15 @@ __all__ = [
     "NOT_VALID",
     "ROUNDING",
     "CloudCover",
+    "Disc",
+    "Horizon",
     "Segmentation",
     "check_horizon",
+    "check_zone",
     "class_names",
     "cloud_cover",
+    "find_horizon",
     "horizon_mask",
     "segment",
+    "zone_mask",
 ]
