@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.recipes import RECIPES, AblationConfig, Recipe, TrainingConfig
     from ddunet_keras.reference import load_paddle_weights
     from ddunet_keras.segmenter import Segmenter
-    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask
+    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask, learn_horizon
     from ddunet_keras.training import train
 
 # oneDNN makes training about three times as fast on an x86 CPU; TensorFlow turns it on by itself
@@ -69,6 +69,7 @@ _HOME = {
     "Segmentation": "sky",
     "cloud_cover": "sky",
     "horizon_mask": "sky",
+    "learn_horizon": "sky",
     "DataError": "files",
     "read_image": "files",
 }
@@ -98,6 +99,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "evaluate",
     "horizon_mask",
     "labelled_photos",
+    "learn_horizon",
     "load_model",
     "load_paddle_weights",
     "make_split",

@@ -92,6 +92,8 @@ def benchmark(
             camera_rows += _score_cameras(shipped, cameras, say)
     if datasets and not rows:
         raise DataError("no model that ships was trained on data of these layouts")
+    if cameras and not camera_rows:
+        raise DataError(f"{weights}: holds no preset to score on cameras")
     if segmenters:
         say(f"timing {len(segmenters)} int8 files")
         milliseconds = _milliseconds(segmenters, datasets[0])

@@ -235,8 +235,9 @@ def _mask_table(rows):
 
 
 def _word_table(rows):
-    words = list(dict.fromkeys(word for row in rows for word in row["words"]))
-    words.sort(key=lambda word: word not in EXPECTED)  # those that are judged come first
+    named = dict.fromkeys(word for row in rows for word in row["words"])
+    words = [word for word in EXPECTED if word in named]
+    words += [word for word in named if word not in EXPECTED]
     lines = [[*_about(row), *(_word(row["words"].get(word)) for word in words)] for row in rows]
     return "\n".join(markdown_table((*_ABOUT, *words), lines))
 

@@ -13,7 +13,7 @@ from ddunet_keras.cli.console import fail, progress
 from ddunet_keras.cli.options import command
 from ddunet_keras.files import DataError, check_writable, read_image, write_image
 from ddunet_keras.prediction import find_photos
-from ddunet_keras.sky.learned_horizon import learn_horizon, show_horizon
+from ddunet_keras.sky import learn_horizon, show_horizon
 
 
 def run_horizon(arguments: argparse.Namespace) -> None:

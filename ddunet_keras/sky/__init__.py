@@ -12,6 +12,7 @@ from ddunet_keras.sky.cover import (
     segment,
 )
 from ddunet_keras.sky.horizon import Disc, Horizon, check_horizon, find_horizon, horizon_mask
+from ddunet_keras.sky.learned_horizon import LearnedHorizon, learn_horizon, show_horizon
 from ddunet_keras.sky.zones import check_zone, zone_mask
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CloudCover",
     "Disc",
     "Horizon",
+    "LearnedHorizon",
     "Segmentation",
     "check_horizon",
     "check_zone",
@@ -29,6 +31,8 @@ __all__ = [
     "cloud_cover",
     "find_horizon",
     "horizon_mask",
+    "learn_horizon",
     "segment",
+    "show_horizon",
     "zone_mask",
 ]

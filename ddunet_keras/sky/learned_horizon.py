@@ -49,6 +49,9 @@ sky, too."""
 EDGE_HALF = 2
 """Pixels of an edge, which is blurred, that may belong to the sky."""
 
+RED = (127, 0, 0)
+"""Mixed into what is not sky where the mask is shown."""
+
 MOVEMENT = 0.02
 """Least standard deviation over time of the logarithm of brightness in the sky: less is a still."""
 
@@ -133,7 +136,7 @@ def show_horizon(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     picture = frame.copy()
     outside = ~mask
-    picture[outside] = picture[outside] // 2 + np.uint8([127, 0, 0])
+    picture[outside] = picture[outside] // 2 + np.array(RED, np.uint8)
     return picture
 
 
