@@ -351,4 +351,4 @@ def segment(
         photo = np.ascontiguousarray(photo[..., ::-1])
     valid, disc = find_horizon(horizon, photo)
     probabilities = resize_probabilities(predictor(photo), photo.shape[:2])
-    return Segmentation(photo, probabilities, valid, threshold, disc)
+    return Segmentation(photo, probabilities, valid, threshold, disc=disc)
