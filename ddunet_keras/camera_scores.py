@@ -14,9 +14,10 @@ import numpy as np
 from ddunet_keras import metrics
 from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.evaluation import markdown_table
-from ddunet_keras.files import DataError, StrPath, read_image, read_text
+from ddunet_keras.files import DataError, StrPath, read_text
 from ddunet_keras.prediction import Model, find_photos
 from ddunet_keras.sky import Segmentation
+from ddunet_keras.sky.reading import read_image
 
 EXPECTED = {"clear": (0.0, 0.15), "overcast": (0.85, 1.0), "aurora": (0.0, 0.25)}
 """Least and largest cloud cover that a sky of this word should get. Other words judge nothing."""

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddunet_keras import cli
 from ddunet_keras.files import DataError, write_image
@@ -172,6 +173,21 @@ def test_a_photo_without_a_disc_keeps_the_cover_of_the_whole(tmp_path):
     (record,) = predict_files(SkyModel(), photos, tmp_path / "out", **options)
     assert record["cloud_cover"]["percent"] == 100
     assert record["disc"] is None and record["zones"] == {"zenith:30": None}
+
+
+def test_a_transparent_part_counts_in_no_zone(tmp_path):
+    alpha = np.full((80, 120, 1), 255, np.uint8)
+    alpha[:40] = 0
+    (tmp_path / "in").mkdir()
+    picture = Image.fromarray(np.concatenate([cloudy_zenith(), alpha], axis=-1))
+    picture.save(tmp_path / "in" / "sky.png")
+    photos = find_photos([tmp_path / "in"])
+    options = {"horizon": CIRCLE, "zones": ["zenith:30"], "overlay": False}
+    (record,) = predict_files(SkyModel(), photos, tmp_path / "out", **options)
+    assert record["disc"]["radius_x"] == 36
+    half = Disc(60, 40, 36, 36).mask((80, 120), 1 / 3)[40:].sum() / (80 * 120)
+    assert record["zones"]["zenith:30"]["valid_fraction"] == pytest.approx(half)
+    assert record["zones"]["zenith:30"]["percent"] == 100
 
 
 @pytest.mark.parametrize("zone", ["zenith:30", "no/such.png", "circle:1"])

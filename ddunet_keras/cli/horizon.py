@@ -11,9 +11,10 @@ import numpy as np
 
 from ddunet_keras.cli.console import fail, progress
 from ddunet_keras.cli.options import command
-from ddunet_keras.files import DataError, check_writable, read_image, write_image
+from ddunet_keras.files import DataError, check_writable, write_image
 from ddunet_keras.prediction import find_photos
 from ddunet_keras.sky import learn_horizon, show_horizon
+from ddunet_keras.sky.reading import read_image
 
 
 def run_horizon(arguments: argparse.Namespace) -> None:

@@ -121,6 +121,8 @@ def find_horizon(spec: Any, image: np.ndarray) -> Horizon:
     if isinstance(spec, str) and spec == "auto":
         disc = find_disc(image)
         return Horizon(everywhere if disc is None else disc.mask(shape), disc)
+    if isinstance(spec, Horizon):
+        return Horizon(region_mask(spec.valid, shape, "horizon"), spec.disc)
     disc = None
     if isinstance(spec, str) and spec.startswith("circle:"):
         disc = _parse_circle(spec, "horizon")
@@ -135,8 +137,8 @@ def horizon_mask(spec: Any, image: np.ndarray) -> np.ndarray:
             in a photo that has no disc on dark surroundings (`find_horizon` tells which).
             `"circle:x,y,r"`: pixels whose column and row, counted from 0, lie at most `r` from
             `(x, y)`. The path of a mask picture or an array: sky where its value is at least 128,
-            or, if no value is over 1, at least 0.5; it is resized if only its scale differs from
-            the photo's.
+            or, if no value is over 1, at least 0.5, and where the picture is not transparent; it is
+            resized if only its scale differs from the photo's. A `Horizon`: as it is.
         image: the photo, (h, w, 3) uint8.
 
     Returns:
@@ -227,7 +229,7 @@ def _read_mask(path, kind):
         others = _FORMS[kind][1]
         raise DataError(f"{kind} {str(path)!r}: no such mask picture; give one, {others}")
     try:
-        return read_gray(path)
+        return read_gray(path, transparent=0)
     except DataError as error:
         raise DataError(f"{kind} {error}") from None
 
