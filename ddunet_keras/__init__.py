@@ -21,14 +21,15 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.deploy.config import ConversionConfig
     from ddunet_keras.deploy.convert import convert
     from ddunet_keras.evaluation import evaluate
-    from ddunet_keras.files import DataError, read_image
+    from ddunet_keras.files import DataError
     from ddunet_keras.layers import DMSC, DWBG
     from ddunet_keras.model import DDUNet, load_model
     from ddunet_keras.presets import PRESETS
     from ddunet_keras.recipes import RECIPES, AblationConfig, Recipe, TrainingConfig
     from ddunet_keras.reference import load_paddle_weights
     from ddunet_keras.segmenter import Segmenter
-    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask
+    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask, learn_horizon
+    from ddunet_keras.sky.reading import Photo, ReadOptions, read_image, read_photo
     from ddunet_keras.training import train
 
 # oneDNN makes training about three times as fast on an x86 CPU; TensorFlow turns it on by itself
@@ -69,8 +70,12 @@ _HOME = {
     "Segmentation": "sky",
     "cloud_cover": "sky",
     "horizon_mask": "sky",
+    "learn_horizon": "sky",
     "DataError": "files",
-    "read_image": "files",
+    "Photo": "sky.reading",
+    "ReadOptions": "sky.reading",
+    "read_image": "sky.reading",
+    "read_photo": "sky.reading",
 }
 __all__ = [  # the names of _HOME again: editors read no expression here
     "DMSC",
@@ -84,7 +89,9 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "DDUNet",
     "DataError",
     "Dataset",
+    "Photo",
     "Pipeline",
+    "ReadOptions",
     "Recipe",
     "Segmentation",
     "Segmenter",
@@ -98,11 +105,13 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "evaluate",
     "horizon_mask",
     "labelled_photos",
+    "learn_horizon",
     "load_model",
     "load_paddle_weights",
     "make_split",
     "open_dataset",
     "read_image",
+    "read_photo",
     "synthetic_sky",
     "train",
     "unlabelled_photos",

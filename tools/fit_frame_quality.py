@@ -7,7 +7,8 @@ It writes `ddunet_keras/sky/frame_quality.json`, and prints how well it tells sk
 pictures that it was not fitted to. It is fitted to the training days of SWINySEG, half of WSISEG
 and synthetic skies: as they are, as other cameras would show them, and dressed with rims, trees and
 text; against `pictures_without_sky.KINDS` and the photos in FOLDER, which must not show much sky
-(each file is a kind, or each folder in it). Run it again when `synthetic_sky` or `describe` has changed.
+(each file is a kind, or each folder in it). Run it again when `synthetic_sky` or `describe` has
+changed.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ STEPS = 300
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 3e-3
 REFUSED_SKIES = 0.006
-"""Share of the skies fitted to that the threshold refuses. Most of these are changed harder than any
-camera would; of photos as they are, hardly any is refused."""
+"""Share of the skies fitted to that the threshold refuses. Most of these are changed harder than
+cameras do; of photos as they are, hardly any is refused."""
 
 OTHER_CAMERA = Augmentation(crop=0.6, gamma=1.4, saturation=0.4, other_camera=1.0)
 PART = Augmentation(crop=0.35, gamma=1.4, saturation=0.4, other_camera=0.6)

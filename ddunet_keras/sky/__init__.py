@@ -15,8 +15,10 @@ from ddunet_keras.sky.cover import (
     segment,
 )
 from ddunet_keras.sky.description import describe
-from ddunet_keras.sky.horizon import check_horizon, horizon_mask
+from ddunet_keras.sky.horizon import Disc, Horizon, check_horizon, find_horizon, horizon_mask
+from ddunet_keras.sky.learned_horizon import LearnedHorizon, learn_horizon, show_horizon
 from ddunet_keras.sky.quality import REASONS, FrameQuality, frame_quality
+from ddunet_keras.sky.zones import check_zone, zone_mask
 
 __all__ = [
     "CLOUD_COLORS",
@@ -25,15 +27,23 @@ __all__ = [
     "REASONS",
     "ROUNDING",
     "CloudCover",
+    "Disc",
     "FrameQuality",
+    "Horizon",
+    "LearnedHorizon",
     "Segmentation",
     "blacken",
     "check_horizon",
+    "check_zone",
     "class_names",
     "cloud_cover",
     "cover_confidence",
     "describe",
+    "find_horizon",
     "frame_quality",
     "horizon_mask",
+    "learn_horizon",
     "segment",
+    "show_horizon",
+    "zone_mask",
 ]

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from ddunet_keras.files import IGNORE
 from ddunet_keras.images import as_photo, resize_probabilities
 from ddunet_keras.sky.confidence import cover_confidence
-from ddunet_keras.sky.horizon import horizon_mask
+from ddunet_keras.sky.horizon import Disc, find_horizon
 from ddunet_keras.sky.quality import frame_quality
+from ddunet_keras.sky.zones import zone_mask
 
 CLOUD_COLORS = (
     (204, 0, 140),
@@ -188,6 +189,8 @@ class Segmentation:
         valid: boolean (h, w), True where the photo shows sky; everywhere by default.
         threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
             none, the likeliest class counts.
+        disc: of a whole-sky photo, where the horizon tells it; None where there is none, or where
+            "auto" found none (then all of the photo counts).
         reason: why the photo says nothing of the sky, as `FrameQuality.reason`; None if it does.
         confidence: how far the cloud cover can be trusted, 0 to 1, as `cover_confidence` gives it;
             None where that is not known, 0 where the photo has a reason.
@@ -210,6 +213,7 @@ class Segmentation:
     probabilities: np.ndarray | None
     valid: np.ndarray = None  # type: ignore[assignment]  # becomes an array in __post_init__
     threshold: float = 0.5
+    disc: Disc | None = None
     reason: str | None = None
     confidence: float | None = None
 
@@ -265,6 +269,25 @@ class Segmentation:
         if self.probabilities is None:
             return CloudCover(math.nan, float(self.valid.mean()))
         return cloud_cover(self.labels)
+
+    def zone_cover(self, zone: Any) -> CloudCover:
+        """Cloud cover of the valid pixels in a part of the photo.
+
+        Args:
+            zone: "zenith:DEGREES" (for a photo with a `disc`), "circle:x,y,r", a mask file or a
+                boolean array; see `ddunet_keras.sky.zone_mask`.
+
+        Raises:
+            DataError: the zone cannot be placed.
+
+        Example:
+
+        >>> image = np.zeros((2, 2, 3), np.uint8)
+        >>> result = Segmentation(image, np.array([[0.1, 0.2], [0.3, 0.9]]))
+        >>> result.zone_cover(np.array([[False, False], [True, True]])).percent
+        50.0
+        """
+        return cloud_cover(self.labels, zone_mask(zone, self.image.shape[:2], self.disc))
 
     def overlay(self, alpha: float = 0.45) -> np.ndarray:
         """The photo with clouds tinted, classes outlined and what is not valid darkened.
@@ -369,14 +392,14 @@ def segment(
         raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
     if channel_order == "bgr":
         photo = np.ascontiguousarray(photo[..., ::-1])
-    valid = horizon_mask(horizon, photo)
+    valid, disc = find_horizon(horizon, photo)
     reason = frame_quality(photo, valid).reason
     if reason is not None and not force:
-        return Segmentation(photo, None, valid, threshold, reason)
+        return Segmentation(photo, None, valid, threshold, disc, reason)
     small = predictor(photo if valid.all() else blacken(photo, valid))
     confidence = cover_confidence(small, valid, threshold) if reason is None else 0.0
     probabilities = resize_probabilities(small, photo.shape[:2])
-    return Segmentation(photo, probabilities, valid, threshold, reason, confidence)
+    return Segmentation(photo, probabilities, valid, threshold, disc, reason, confidence)
 
 
 def blacken(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
