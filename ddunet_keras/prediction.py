@@ -246,14 +246,14 @@ def _predict_file(model, read, out, name, settings, zones, overlay):
     """One photo's results; a function of its own, so that its arrays go before the next photo."""
     start = time.perf_counter()
     photo = read()
-    horizon = settings["horizon"]
+    given = settings["horizon"]
+    horizon = given
     if photo.valid is not None:
-        valid, disc = find_horizon(horizon, photo.image)
+        valid, disc = find_horizon(given, photo.image)
         horizon = Horizon(valid & photo.valid, disc)
     result = model.segment(photo.image, **settings | {"horizon": horizon})
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
-    horizon = settings["horizon"]
     about = {
         "taken": photo.taken,
         "taken_from": photo.taken_from,
@@ -262,7 +262,7 @@ def _predict_file(model, read, out, name, settings, zones, overlay):
         **result.to_dict(),
         "zones": {zone: _zone_cover(result, zone) for zone in zones},
         "threshold": settings["threshold"],
-        "horizon": "array" if isinstance(horizon, np.ndarray) else horizon,
+        "horizon": "array" if isinstance(given, np.ndarray) else given,
         "disc": None if result.disc is None else result.disc.to_dict(),
         "seconds": round(seconds, 4),
     }
