@@ -194,7 +194,7 @@ def test_mask_and_cover(sky, channels, threshold, with_valid):
 
 @needs_gcc
 @pytest.mark.parametrize("with_valid", [False, True])
-@pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.3, 0.985, 1])
+@pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.3, 0.97, 1])
 @pytest.mark.parametrize("colours", [(0, 3), (3, 200), (255, 20), (128, 129), (128, 131)])
 def test_frames_without_information(sky, colours, share, with_valid):
     """The same rules as in `ddunet_keras.sky`."""

@@ -112,6 +112,21 @@ def fit_logistic(features: np.ndarray, target: np.ndarray) -> np.ndarray:
     return weights
 
 
+def fit_confidence(table: dict[str, np.ndarray], names: list[str]) -> dict:
+    """Logistic regression of being right within an okta; no sign of doubt may raise it."""
+    features = np.column_stack([table[name] for name in names])
+    weights = fit_logistic(features, table["error"] <= OKTA)
+    falling = [name for name, weight in zip(names, weights[:-1], strict=True) if weight < 0]
+    if len(falling) < len(names):
+        return fit_confidence(table, falling)
+    return {"names": names, "weights": weights[:-1].tolist(), "bias": float(weights[-1])}
+
+
+def confidence_of(table: dict[str, np.ndarray], model: dict) -> np.ndarray:
+    features = np.column_stack([table[name] for name in model["names"]])
+    return logistic(features, model)
+
+
 def print_signs(title: str, table: dict[str, np.ndarray]) -> None:
     error = table["error"]
     print(f"\n{title}: {len(error)} frames, mean error {100 * error.mean():.1f} points")
@@ -151,10 +166,8 @@ def main() -> None:
     table = measure(segmenter, held_back(arguments.swinyseg, arguments.wsiseg, arguments.every))
     print_signs("held-back photos", table)
     names = list(doubts(np.full(1, 0.5), 0.5))
-    features = np.column_stack([table[name] for name in names])
-    weights = fit_logistic(features, table["error"] <= OKTA)
-    model = {"names": names, "weights": weights[:-1].tolist(), "bias": float(weights[-1])}
-    print_calibration("held-back photos", table["error"], logistic(features, model))
+    model = fit_confidence(table, names)
+    print_calibration("held-back photos", table["error"], confidence_of(table, model))
     write_json(COEFFICIENTS, model)
     print(f"wrote {COEFFICIENTS}")
     if arguments.cameras:
@@ -163,8 +176,7 @@ def main() -> None:
             print_signs(name, part)
         joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         print_signs("all cameras", joined)
-        features = np.column_stack([joined[name] for name in names])
-        print_calibration("all cameras", joined["error"], logistic(features, model))
+        print_calibration("all cameras", joined["error"], confidence_of(joined, model))
 
 
 if __name__ == "__main__":

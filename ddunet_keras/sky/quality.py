@@ -23,6 +23,9 @@ from ddunet_keras.sky.description import describe
 SIDE = 128
 """Longer side of the small picture that is looked at, pixels."""
 
+MIN_SIDE = 16
+"""Shorter side of the small picture below which the classifier says nothing, pixels."""
+
 BLACK_LEVEL = 4
 """A pixel with a channel above it has light; 0 to 255, as all levels here."""
 
@@ -41,7 +44,7 @@ FEW = 1 / 1000
 BRIGHT_PART = 1 / 4
 """Least share of bright pixels in a frame that may be saturated: stars are fewer."""
 
-SATURATED_PART = 49 / 50
+SATURATED_PART = 19 / 20
 """Share of the bright pixels that are saturated in a saturated frame."""
 
 SAMPLED_LINES = 256
@@ -79,7 +82,8 @@ class FrameQuality:
     Attributes:
         reason: why it cannot, one of `REASONS`; None if it can.
         sky_likeness: how much it looks like the frames of the sky that the classifier was fitted
-            to, as logarithm of odds; its threshold is 0. None where a rule decided.
+            to, as logarithm of odds; its threshold is 0. None where a rule decided, or the frame is
+            too narrow to be described.
     """
 
     reason: str | None = None
@@ -105,7 +109,7 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
 
         - "black": fewer than one pixel in 1,000 is brighter than `BLACK_LEVEL`. A dark night has
           more: stars and noise.
-        - "saturated": 98 % of what is no black surrounding is white.
+        - "saturated": 95 % of what is no black surrounding is white.
         - "flat colour": all but one pixel in 1,000 have the same colour.
         - "no sky in it": it was drawn and not photographed, such as text, or the classifier takes
           it for something else, such as a room.
@@ -127,6 +131,8 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
         reason = NO_SKY
     if reason is not None:
         return FrameQuality(reason)
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        return FrameQuality()
     likeness = sky_likeness(describe(pixels, small_valid))
     return FrameQuality(None if likeness >= 0 else NO_SKY, likeness)
 
@@ -234,7 +240,7 @@ def is_drawing(image: np.ndarray, valid: np.ndarray | None = None) -> bool:
         edges += np.count_nonzero(step > HARD_STEP)
     if compared < max(COMPARED_PART * pairs, 1) or equal < EQUAL_PART * compared:
         return False
-    return edges >= HARD_PART * (compared - equal)
+    return bool(edges >= HARD_PART * (compared - equal))
 
 
 def sky_likeness(description: dict[str, float]) -> float:

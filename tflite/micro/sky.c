@@ -32,7 +32,7 @@ enum {
   SATURATED_LEVEL = 250, /* a pixel is saturated if all of its channels reach it */
   FLAT_DEVIATION = 1,   /* largest difference from the mean in a picture of one colour */
   FEW = 1000,           /* "few" is fewer than one pixel in so many */
-  NOT_SATURATED = 50,   /* of the bright pixels, at most one in so many is not saturated */
+  NOT_SATURATED = 20,   /* of the bright pixels, at most one in so many is not saturated */
   BRIGHT_PART = 4       /* and at least one pixel in so many is bright */
 };
 

@@ -32,7 +32,7 @@ SATURATED_LEVEL = 250  # a pixel is saturated if all of its channels reach it
 FLAT_DEVIATION = 1  # largest difference from the mean in a picture of one colour
 FEW = 1 / 1000  # share of the pixels
 BRIGHT_PART = 1 / 4  # least share of bright pixels in a frame that may be saturated
-SATURATED_PART = 49 / 50  # share of the bright pixels that are saturated in a saturated frame
+SATURATED_PART = 19 / 20  # share of the bright pixels that are saturated in a saturated frame
 
 
 class CannotTell(Exception):
