@@ -109,7 +109,7 @@ class Recipe:
     upsampling: str = setting(Choice(UPSAMPLINGS), "bilinear", help="see `DDUNet`")
     augmentation: Augmentation | None = setting(
         _AugmentationRule(),
-        Augmentation(),
+        Augmentation(horizon_circle=0.1),
         optional=True,
         help="of the training images; None for none beyond the dataset's own",
     )
@@ -151,6 +151,8 @@ RECIPES = {
             channel_gain=0,
             saturation=0,
             gamma=1,
+            other_camera=0,
+            black_outside=0,
         )
     ),
     "plain": Recipe(augmentation=None),

@@ -27,7 +27,7 @@ def test_shapes_types_and_labels(time, view, num_classes):
         assert image.shape == (*size, 3) and image.dtype == np.uint8
         assert labels.shape == size and labels.dtype == np.uint8
         assert set(np.unique(labels)) <= {*range(num_classes), IGNORE}
-        assert view is None or (IGNORE in labels) == (view == "fisheye")
+        assert view != "fisheye" or IGNORE in labels
 
 
 def test_the_seed_decides_every_bit():
@@ -61,24 +61,49 @@ def test_by_day_clouds_are_less_blue_than_the_sky():
     for image, labels in skies(40, time="day", view="patch"):
         red, _, blue = np.moveaxis(image.astype(float), -1, 0)
         ratio = (blue - red) / (blue + red + 1)
-        if 0.05 < cloud_cover(labels).fraction < 0.95:
+        is_mono = np.ptp(image, axis=-1).max() < 8  # JPEG rounds
+        if not is_mono and 0.05 < cloud_cover(labels).fraction < 0.95:
             differences.append(ratio[labels == 0].mean() - ratio[labels == 1].mean())
-    assert len(differences) > 20 and min(differences) > 0.05
+    assert len(differences) > 10 and np.median(differences) > 0.1
 
 
-def test_at_night_it_is_dark_and_clouds_are_lit():
-    brightness = {time: np.mean([image for image, _ in skies(20, time=time)]) for time in TIMES}
+def test_at_night_it_is_dark_and_clouds_are_lit_or_dark():
+    brightness = {time: np.mean([image for image, _ in skies(40, time=time)]) for time in TIMES}
     assert brightness["night"] < brightness["dusk"] < brightness["day"]
-    for image, labels in skies(40, time="night", view="patch"):
-        if 0.05 < cloud_cover(labels).fraction < 0.95:
-            assert image[labels == 1].mean() > image[labels == 0].mean()
+    ratios = []
+    for image, labels in skies(60, time="night", view="patch"):
+        if 0.1 < cloud_cover(labels).fraction < 0.9:
+            ratios.append(np.median(image[labels == 1]) / (np.median(image[labels == 0]) + 1))
+    ratios = np.array(ratios)
+    assert len(ratios) > 20
+    assert (ratios > 1.15).mean() > 0.3, "over cities"
+    assert (ratios < 0.87).mean() > 0.1, "at dark sites"
+
+
+def test_some_cameras_are_mono():
+    spans = [np.ptp(image.astype(int), axis=-1).max() for image, _ in skies(60, time="day")]
+    assert 0.1 < (np.array(spans) < 8).mean() < 0.5
+
+
+def test_nights_have_stars_where_no_cloud_is():
+    """The brightest points of a clear night stand out, those of an overcast one do not."""
+    peaks = {"clear": [], "overcast": []}
+    for image, labels in skies(150, (96, 96), time="night", view="patch"):
+        cover = cloud_cover(labels).fraction
+        if cover in (0, 1):
+            gray = image.astype(float).mean(-1)[:60]  # above trees and houses
+            peak = np.percentile(gray, 99.9) - np.median(gray)
+            peaks["clear" if cover == 0 else "overcast"].append(peak)
+    assert min(map(len, peaks.values())) > 10
+    assert np.median(peaks["clear"]) > 1.5 * np.median(peaks["overcast"])
 
 
 def test_labels_follow_what_is_seen():
     """The best threshold on brightness or blueness finds most of the labels in a patch of day."""
     agreements = []
     for image, labels in skies(30, time="day", view="patch"):
-        if 0.1 < cloud_cover(labels).fraction < 0.9:
+        is_mono = np.ptp(image, axis=-1).max() < 8
+        if not is_mono and 0.1 < cloud_cover(labels).fraction < 0.9:
             ratio = image[..., 0] / (image[..., 2] + 1.0)
             found = [((ratio > cut) == (labels == 1)).mean() for cut in np.linspace(0.2, 1, 41)]
             agreements.append(max(found))
@@ -86,12 +111,15 @@ def test_labels_follow_what_is_seen():
 
 
 def test_fisheye_is_a_disc_that_the_horizon_finds():
-    for image, labels in skies(10, (128, 160), time="day", view="fisheye"):
+    agreements = []
+    for image, labels in skies(40, (128, 160), time="day", view="fisheye"):
         valid = labels != IGNORE
         assert not valid[[0, 0, -1, -1], [0, -1, 0, -1]].any() and valid[64, 80]
-        assert image[~valid].mean() < 40
+        if image[~valid].mean() > 20:  # bright ground
+            continue
         found = horizon_mask("auto", image)
-        assert (found & valid).sum() / (found | valid).sum() > 0.9
+        agreements.append((found & valid).sum() / (found | valid).sum())
+    assert len(agreements) > 10 and np.median(agreements) > 0.9
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

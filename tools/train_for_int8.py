@@ -40,7 +40,14 @@ LOGIT_LIMIT = 6.24
 """Beyond it a probability changes by less than 1/512: an int8 file gives 0 or 1 there."""
 
 MILD = Augmentation(
-    crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+    crop=0.8,
+    brightness=0.05,
+    contrast=0.1,
+    channel_gain=0.04,
+    saturation=0.1,
+    gamma=1.1,
+    other_camera=0,
+    black_outside=0,
 )
 """Near to the photos, as the model's own logits are the targets."""
 

@@ -12,6 +12,26 @@ from ddunet_keras.images import rotation_matrix, warp
 
 _LUMA = np.array([[0.299, 0.587, 0.114]])  # ITU-R BT.601, as Pillow's own gray
 
+EXPOSURE = 0.5
+"""Of another camera: deviation of the logarithm of its exposure, in displayed values."""
+
+BRIGHTEST_EXPOSURE = 1.6
+"""Beyond it, photos are mostly white."""
+
+WARMTH = 0.2
+TINT = 0.07
+"""Of its white balance: deviations of the logarithm of the gain of red, and inversely of blue, and
+of each channel beside that."""
+
+MONO = 0.3
+"""Share of the other cameras that are mono; each weighs red, green and blue in its own way."""
+
+VIGNETTE = 0.6
+"""Largest loss of brightness in the corners, as a share."""
+
+NOISE = 0.045
+"""Largest deviation of the noise, as a share of the full range."""
+
 _RANGES = {
     "crop": (0.05, 1),
     "brightness": (0, 1),
@@ -21,6 +41,8 @@ _RANGES = {
     "gamma": (1, 10),
     "horizon_circle": (0, 1),
     "rotation": (0, 45),
+    "other_camera": (0, 1),
+    "black_outside": (0, 1),
 }
 
 
@@ -42,6 +64,10 @@ class Augmentation:
             whole-sky camera.
         rotation: largest turn beside quarter turns, either way, degrees up to 45; beyond the border
             the nearest pixel is repeated.
+        other_camera: probability that the photo looks as if another camera had taken it, with
+            exposure, white balance, vignette and noise of its own, and some in shades of gray.
+        black_outside: probability that the ignored pixels are black, as those outside a given
+            horizon are in prediction.
 
     Raises:
         ValueError: a value is out of its range.
@@ -64,6 +90,8 @@ class Augmentation:
     gamma: float = 1.15
     horizon_circle: float = 0.0
     rotation: float = 0.0
+    other_camera: float = 0.5
+    black_outside: float = 0.5
 
     def __post_init__(self):
         for name, (low, high) in _RANGES.items():
@@ -98,6 +126,8 @@ class Augmentation:
         cut_size = size if turns % 2 == 0 else size[::-1]
         photo, mask = self._cut(image, labels, cut_size, random)
         photo = self._recolour(photo, random)
+        if random.uniform() < self.other_camera:
+            photo = _through_other_camera(photo, random)
 
         image = np.rot90(np.asarray(photo), turns)
         labels = np.rot90(np.asarray(mask), turns)
@@ -111,6 +141,8 @@ class Augmentation:
             outside = _outside_circle(size, random)
             image = np.where(outside[..., None], 0, image)
             labels = np.where(outside, IGNORE, labels)
+        if random.uniform() < self.black_outside:
+            image = np.where((labels == IGNORE)[..., None], 0, image)
         return image.astype("uint8"), labels.astype("uint8")
 
     def _cut(self, image, labels, size, random):
@@ -152,8 +184,31 @@ NO_AUGMENTATION = Augmentation(
     channel_gain=0,
     saturation=0,
     gamma=1,
+    other_camera=0,
+    black_outside=0,
 )
 """Changes nothing. A `Pipeline` with it still shuffles."""
+
+
+def _through_other_camera(photo, random):
+    """The photo as another camera might have taken it, uint8 (h, w, 3)."""
+    exposure = min(random.lognormal(-0.1, EXPOSURE), BRIGHTEST_EXPOSURE)
+    is_mono = random.uniform() < MONO
+    if is_mono:
+        matrix = exposure * np.tile(random.dirichlet([1.5, 1.5, 1.5]), (3, 1))
+    else:
+        warmth = random.normal(0, WARMTH) * np.array([1, 0, -1])
+        gains = np.exp(warmth + random.normal(0, TINT, 3))
+        matrix = exposure * np.diag(gains)
+    matrix = np.hstack([matrix, np.zeros((3, 1))])
+    values = np.asarray(photo.convert("RGB", tuple(matrix.ravel())), np.float32)
+    height, width = values.shape[:2]
+    rows, columns = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    corner = random.uniform(0, VIGNETTE) * random.integers(2)
+    values = values * np.float32(1 - corner * (rows**2 + columns**2) / 2)[..., None]
+    noise = random.standard_normal((height, width, 1 if is_mono else 3), np.float32)
+    values += 255 * NOISE * random.uniform() ** 2 * noise
+    return values.clip(0, 255).round().astype(np.uint8)
 
 
 def _outside_circle(size, random):

@@ -21,7 +21,14 @@ from ddunet_keras.deploy.tensorflow_converter import convert_graph, quiet, witho
 from ddunet_keras.litert.model import read_tflite, tensor_name
 
 AUGMENTATION = Augmentation(
-    crop=0.8, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
+    crop=0.8,
+    brightness=0.05,
+    contrast=0.1,
+    channel_gain=0.04,
+    saturation=0.1,
+    gamma=1.1,
+    other_camera=0,
+    black_outside=0,
 )
 """Mild: the model's probabilities are the targets, and should be good ones."""
 
