@@ -152,14 +152,18 @@ def adapt(
     scored = {"held_back": held} if held else {"trained_on": own}
     say(f"scoring the model as it is on {len(held or own)} frames and {REPORT_SKIES} skies")
     before = _scores(network, frames, scored)
-    pools = _pools(network, frames, own, config, say)
+    student = network.resized((*config.image_size, 3), network.deep_supervision)
+    own_pool = _own_frames(frames, own, config.image_size)
+    say(f"drawing {config.skies} synthetic skies")
+    replay_pool = _skies(student, config)
     write_json(config.out / "run.json", run)
     if held:
-        names = ([frame.name for frame in part] for part in (own, held))
-        train, test = names
-        split = Split("custom", config.seed, train, [], test, frames.layout, note)
+        train = tuple(frame.name for frame in own)
+        test = tuple(frame.name for frame in held)
+        split = Split("custom", config.seed, train, (), test, frames.layout, note)
         split.save(config.out / "split.json")
-    run |= _train(network, *pools, config, say)
+    training = _Training(network, student, own_pool, replay_pool, config)
+    run |= training.run(say)
     say("scoring what came of it")
     after = _scores(network, frames, scored)
     for name in before:
@@ -202,32 +206,36 @@ class _Pool:
         return images, soft.astype("float32"), np.isnan(self.covers[chosen])
 
 
-def _pools(network, frames: CameraFrames, own, config: AdaptConfig, say):
-    """The pools of own frames and of synthetic skies."""
-    augmentation = RECIPES["default"].augmentation or NO_AUGMENTATION
-    stored = _stored_size(config.image_size, OWN_AUGMENTATION)
-    images, labels, covers = [], [], []
+def _own_frames(frames: CameraFrames, own: list[Frame], size) -> _Pool:
+    """The pool of own frames."""
+    stored = _stored_size(size, OWN_AUGMENTATION)
+    images = []
+    labels = []
+    covers = []
     for frame in own:
         image, truth = frames.load(frame)
-        images.append(resize_image(image, stored))
         truth = resize_labels(truth, stored)
+        images.append(resize_image(image, stored))
         labels.append(np.where(truth == 1, np.uint8(_STEPS_OF_PROBABILITY), truth))
         is_known = frame.cover in (None, 0, 1)
         covers.append(math.nan if is_known else frame.cover)
-    own_pool = _Pool(np.stack(images), np.stack(labels), OWN_AUGMENTATION, np.array(covers))
+    return _Pool(np.stack(images), np.stack(labels), OWN_AUGMENTATION, np.array(covers))
 
+
+def _skies(teacher: DDUNet, config: AdaptConfig) -> _Pool:
+    """The pool of synthetic skies, with what the teacher says of them as they are."""
+    augmentation = RECIPES["default"].augmentation or NO_AUGMENTATION
     stored = _stored_size(config.image_size, augmentation)
-    say(f"drawing {config.skies} synthetic skies")
-    teacher = network.resized((*config.image_size, 3))
-    images, labels = [], []
+    images = []
+    labels = []
     for index in range(config.skies):
         image, truth = black_sky(REPLAY_SEEDS + index, stored)
         probabilities = resize_probabilities(teacher.predict_probabilities(image), stored)
         soft = np.rint(probabilities * _STEPS_OF_PROBABILITY).astype(np.uint8)
         images.append(image)
         labels.append(np.where(truth == IGNORE, np.uint8(IGNORE), soft))
-    unknown = np.full(len(images), math.nan)
-    return own_pool, _Pool(np.stack(images), np.stack(labels), augmentation, unknown)
+    covers = np.full(len(images), math.nan)
+    return _Pool(np.stack(images), np.stack(labels), augmentation, covers)
 
 
 def _stored_size(size, augmentation):
@@ -283,49 +291,108 @@ class _Clock:
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
 
-def _train(network: DDUNet, own: _Pool, replay: _Pool, config: AdaptConfig, say) -> dict:
-    """Trains `network`, writes it after each round, and returns figures of the training."""
-    path = config.out / MODEL_FILE
-    student = network.resized((*config.image_size, 3), network.deep_supervision)
-    trainer = _WithFixedStatistics(student)
-    outputs = len(student.outputs)
-    trainer.compile(
-        keras.optimizers.Adam(0.0, global_clipnorm=1.0),
-        loss=[SegmentationLoss() for _ in range(outputs)],
-        loss_weights=list(RECIPES["default"].aux_weights[:outputs]),
-    )
-    random = np.random.default_rng(config.seed)
-    clock = _Clock(config)
-    rounds = 0
-    say(f"training: {_length(config)}")
-    try:
-        _label_by_cover(student, own, config.image_size)
-        while clock.share < 1:
-            trainer.optimizer.learning_rate = config.learning_rate * _rate(clock.share)
-            images, labels, weights = _batch(own, replay, config, clock.share, random)
-            logs = trainer.train_on_batch(
-                images,
-                [labels] * outputs,
-                sample_weight=[weights] * outputs,
-                return_dict=True,
-            )
-            if not np.isfinite(logs["loss"]):
-                raise DataError(f"the loss became {logs['loss']}; lower --learning-rate")
-            clock.tick()
-            if clock.share >= (rounds + 1) / ROUNDS:
-                rounds = math.floor(clock.share * ROUNDS)
-                _save(student, network, path)
-                say(
-                    f"{100 * clock.share:.0f} %, step {clock.steps}, {clock.seconds:.0f} s, "
-                    f"loss {logs['loss']:.3f}"
-                )
-                trainer.reset_metrics()  # the loss is the mean over a round
-                _label_by_cover(student, own, config.image_size)
-    except BaseException:
-        if rounds:
-            say(f"stopped: {path} is that of {100 * rounds / ROUNDS:.0f} % of the training")
-        raise
-    return {"steps": clock.steps, "seconds": round(clock.seconds, 1)}
+class _Training:
+    """Trains `student`, and writes its weights into the file of `network` after each round.
+
+    Args:
+        network: the model at the size that it is kept in.
+        student: the same model at the size that it is trained at.
+        own, replay: what is drawn from.
+    """
+
+    def __init__(self, network, student, own: _Pool, replay: _Pool, config: AdaptConfig):
+        self.network = network
+        self.student = student
+        self.own = own
+        self.replay = replay
+        self.config = config
+        self.path = config.out / MODEL_FILE
+        self.random = np.random.default_rng(config.seed)
+        self.clock = _Clock(config)
+        self.trainer = _WithFixedStatistics(student)
+        outputs = len(student.outputs)
+        self.trainer.compile(
+            keras.optimizers.Adam(0.0, global_clipnorm=1.0),
+            loss=[SegmentationLoss() for _ in range(outputs)],
+            loss_weights=list(RECIPES["default"].aux_weights[:outputs]),
+        )
+
+    def run(self, say) -> dict:
+        """Trains to the end and returns figures of it."""
+        say(f"training: {_length(self.config)}")
+        clock = self.clock
+        rounds = 0
+        self._label_by_cover()
+        try:
+            while clock.share < 1:
+                loss = self._step()
+                clock.tick()
+                if clock.share >= (rounds + 1) / ROUNDS:
+                    rounds = math.floor(clock.share * ROUNDS)
+                    self._save()
+                    say(
+                        f"{100 * clock.share:.0f} %, step {clock.steps}, {clock.seconds:.0f} s, "
+                        f"loss {loss:.3f}"
+                    )
+                    self.trainer.reset_metrics()  # the loss is the mean over a round
+                    self._label_by_cover()
+        except BaseException:
+            if rounds:
+                say(f"stopped: {self.path} is that of {100 * rounds // ROUNDS} % of the training")
+            raise
+        return {"steps": clock.steps, "seconds": round(clock.seconds, 1)}
+
+    def _step(self) -> float:
+        """One step; returns the mean loss of the round so far."""
+        share = self.clock.share
+        self.trainer.optimizer.learning_rate = self.config.learning_rate * _rate(share)
+        images, labels, weights = self._batch(min(1.0, share / NUMBERS_FROM))
+        outputs = len(self.student.outputs)
+        logs = self.trainer.train_on_batch(
+            images,
+            [labels for _ in range(outputs)],
+            sample_weight=[weights for _ in range(outputs)],
+            return_dict=True,
+        )
+        if not np.isfinite(logs["loss"]):
+            raise DataError(f"the loss became {logs['loss']}; lower --learning-rate")
+        return float(logs["loss"])
+
+    def _batch(self, weight_of_numbers):
+        """Images, labels and weights."""
+        count = self.config.batch_size
+        own_count = min(max(1, round(self.config.own_share * count)), count - 1)
+        size = self.config.image_size
+        images, labels, known = self.own.draw(own_count, size, self.random)
+        skies, probabilities, _ = self.replay.draw(count - own_count, size, self.random)
+        weights = np.where(known, 1.0, weight_of_numbers)
+        return (
+            np.concatenate([images, skies]),
+            np.concatenate([labels, probabilities]),
+            np.concatenate([weights, np.ones(len(skies))]).astype("float32"),
+        )
+
+    def _label_by_cover(self):
+        """Labels the frames of which only a number is known: cloud is where the model thinks so
+        most, in as many pixels as the number says."""
+        for index in np.flatnonzero(~np.isnan(self.own.covers)):
+            labels = self.own.labels[index]
+            logits = resize_probabilities(self._logits(self.own.images[index]), labels.shape)
+            counts = labels != IGNORE
+            threshold = np.quantile(logits[counts], 1 - self.own.covers[index])
+            is_cloud = np.where(logits > threshold, _STEPS_OF_PROBABILITY, 0)
+            self.own.labels[index] = np.where(counts, is_cloud, IGNORE)
+
+    def _logits(self, image):
+        """(height, width) of the network: unlike probabilities, they do not run into 0 and 1."""
+        inputs = normalize(resize_image(image, self.config.image_size))[None]
+        outputs = keras.tree.flatten(self.student.predict_on_batch(inputs))
+        return np.asarray(outputs[0][0, ..., 0], np.float32)
+
+    def _save(self):
+        for layer in self.network.layers:
+            layer.set_weights(self.student.get_layer(layer.name).get_weights())
+        self.network.save(self.path)
 
 
 def _length(config):
@@ -339,48 +406,6 @@ def _rate(share):
     if share < WARM_UP:
         return max(share, WARM_UP / 10) / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
-
-
-def _batch(own, replay, config, share, random):
-    """Images, labels and weights of a batch."""
-    own_count = min(max(1, round(config.own_share * config.batch_size)), config.batch_size - 1)
-    images, labels, known = own.draw(own_count, config.image_size, random)
-    skies, probabilities, _ = replay.draw(config.batch_size - own_count, config.image_size, random)
-    weight_of_numbers = min(1.0, share / NUMBERS_FROM)
-    weights = np.where(known, 1.0, weight_of_numbers)
-    return (
-        np.concatenate([images, skies]),
-        np.concatenate([labels, probabilities]),
-        np.concatenate([weights, np.ones(len(skies))]).astype("float32"),
-    )
-
-
-def _label_by_cover(student, own, size):
-    """Labels the frames of which only a number is known: cloud is where the model thinks so most,
-    in as many pixels as the number says."""
-    for index in np.flatnonzero(~np.isnan(own.covers)):
-        image = resize_image(own.images[index], size)
-        labels = own.labels[index]
-        probabilities = _logits(student, image)
-        probabilities = resize_probabilities(probabilities, labels.shape)
-        counts = labels != IGNORE
-        threshold = np.quantile(probabilities[counts], 1 - own.covers[index])
-        is_cloud = (probabilities > threshold) & counts
-        own.labels[index] = np.where(
-            counts, is_cloud.astype(np.uint8) * _STEPS_OF_PROBABILITY, IGNORE
-        )
-
-
-def _logits(student, image):
-    """(height, width): unlike probabilities, they do not run into 0 and 1."""
-    outputs = keras.tree.flatten(student.predict_on_batch(normalize(image)[None]))
-    return np.asarray(outputs[0][0, ..., 0], np.float32)
-
-
-def _save(student, network, path):
-    for layer in network.layers:
-        layer.set_weights(student.get_layer(layer.name).get_weights())
-    network.save(path)
 
 
 # === Scores ===

@@ -112,7 +112,7 @@ class CameraFrames:
         >>> CameraFrames(Path(), (frame,)).describe()
         '1 frames: 1 clear'
         """
-        numbers = [100 * frame.cover for frame in self.frames if _kind(frame) == NUMBER]
+        numbers = [100 * (f.cover or 0.0) for f in self.frames if _kind(f) == NUMBER]
         listed = []
         for kind, count in Counter(_kind(frame) for frame in self.frames).items():
             between = f" of {min(numbers):g} to {max(numbers):g} %" if kind == NUMBER else ""
@@ -169,10 +169,10 @@ def open_frames(path: StrPath, layout: str | None = None, horizon: Any = None) -
             dataset = open_dataset(root, layout)
         except DataError as error:
             raise DataError(f"{error}; or give words in {FRAMES_FILE} (name,sky)") from None
-        frames = tuple(
+        with_masks = tuple(
             Frame(s.name, s.image, mask=s.mask, date=s.date, time=s.time) for s in dataset
         )
-        return CameraFrames(root, frames, layout=dataset.layout, horizon=horizon)
+        return CameraFrames(root, with_masks, layout=dataset.layout, horizon=horizon)
     if layout not in (None, "folder"):
         raise DataError(f"{root}: has {FRAMES_FILE}, so it is no {layout}; move one of them away")
     images = _images(root)
