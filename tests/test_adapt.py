@@ -9,7 +9,7 @@ import pytest
 import ddunet_keras as dd
 from ddunet_keras import cli
 from ddunet_keras.adaptation import MODEL_FILE, adaptation_markdown
-from ddunet_keras.files import write_image
+from ddunet_keras.files import IGNORE, write_image
 
 SIDE = 32
 FAST = {"image_size": (SIDE, SIDE), "batch_size": 8, "skies": 16, "learning_rate": 3e-3}
@@ -20,15 +20,16 @@ def strange_camera(image):
     return (image[..., ::-1] * [1.0, 0.5, 0.9]).astype(np.uint8)
 
 
-def write_frames(root, count, first_seed=500, cover=None):
+def write_frames(root, count, first_seed=500):
     """Frames of the strange camera with masks; returns their covers in percent by name."""
     covers = {}
     for index in range(count):
         image, labels = dd.synthetic_sky(first_seed + index, (48, 48), "day", "patch")
         name = f"frame{index:02d}"
         write_image(root / "images" / f"{name}.png", strange_camera(image))
-        write_image(root / "masks" / f"{name}.png", labels * np.uint8(255))
-        covers[name] = 100 * labels.mean()
+        values = np.where(labels == IGNORE, 128, labels * np.uint8(255))
+        write_image(root / "masks" / f"{name}.png", values.astype(np.uint8))
+        covers[name] = 100 * labels[labels != IGNORE].mean()
     return covers
 
 
@@ -37,7 +38,7 @@ def write_covers(root, covers):
     (root / "frames.csv").write_text("\n".join(["name,sky", *lines]) + "\n")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def eagerly():
     """Without graphs: tracing one takes longer than the few steps of a test."""
     tensorflow = pytest.importorskip("tensorflow")
@@ -102,7 +103,7 @@ def test_a_run_folder_holds_a_usual_model(adapted, model_file, frames):
     split = dd.Split.load(out / "split.json")
     assert list(split.test) == run["frames"]["held_back"]
     split.check(dd.open_dataset(frames[0]))
-    assert lines[0] == "24 frames: 24 with a mask"
+    assert lines[0] == "frames: 24 with a mask"
     assert any("%, step" in line for line in lines)
 
     model, before = dd.load_model(out / MODEL_FILE), dd.load_model(model_file)
@@ -138,7 +139,7 @@ def test_numbers_and_words_are_enough(model_file, frames, tmp_path):
     assert "n/a" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_an_interruption_leaves_the_last_round(model_file, frames, tmp_path):
+def test_an_interruption_leaves_the_last_round(eagerly, model_file, frames, tmp_path):
     lines = []
 
     def stop(line):
@@ -152,7 +153,7 @@ def test_an_interruption_leaves_the_last_round(model_file, frames, tmp_path):
     assert dd.load_model(tmp_path / "run" / MODEL_FILE).image_shape == (SIDE, SIDE, 3)
 
 
-def test_without_frames_held_back_the_report_says_so(model_file, frames, tmp_path):
+def test_without_frames_held_back_the_report_says_so(eagerly, model_file, frames, tmp_path):
     run = dd.adapt(model_file, frames[0], tmp_path / "run", steps=1, held_back=0, **FAST)
     assert run["frames"]["held_back"] == []
     assert "held_back" not in run
@@ -179,7 +180,7 @@ def ddunet(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
-def test_the_command_adapts(capsys, model_file, frames, tmp_path):
+def test_the_command_adapts(eagerly, capsys, model_file, frames, tmp_path):
     size = ["--image-size", SIDE, "--batch-size", 4, "--skies", 8]
     command = ["adapt", model_file, frames[0], "--out", tmp_path / "run", "--steps", 2, *size]
     code, err = ddunet(capsys, *command, "--no-convert")
@@ -218,7 +219,7 @@ def test_mistakes_are_one_line(capsys, model_file, photos, tmp_path):
     assert "the folder is empty" in error_of(tmp_path / "empty")
     assert "no such folder" in error_of(tmp_path / "missing")
     (photos / "frames.csv").write_text("name,sky\na,clear\nb,partly\n")
-    assert "2 or more are needed" in error_of(photos)
+    assert "needed: 2 or more" in error_of(photos)
     assert "no such mask picture" in error_of(photos, "--horizon", tmp_path / "none.png")
     assert "must be a share from 0 to 0.5" in error_of(photos, "--held-back", "0.9")
 

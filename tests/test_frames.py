@@ -30,7 +30,7 @@ def test_words_numbers_and_masks(photos):
     frames = open_frames(photos)
     assert frames.left_out == ()
     assert frames.describe() == (
-        "4 frames: 1 clear, 1 overcast, 1 with a cover of 40 to 40 %, 1 with a mask"
+        "frames: 1 clear, 1 overcast, 1 with a cover of 40 to 40 %, 1 with a mask"
     )
     assert frames.load(frames.frames[-1])[1].mean() == 0.25
 
@@ -121,5 +121,5 @@ def test_of_few_frames_one_is_held_back_or_more(count):
 
 
 def test_one_frame_is_not_enough():
-    with pytest.raises(DataError, match="1 frames can be learned from, 2 or more"):
+    with pytest.raises(DataError, match="frames to learn from: 1, needed: 2 or more"):
         hold_back(named("a"), 0.25)

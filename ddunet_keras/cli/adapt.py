@@ -39,14 +39,18 @@ def run_adapt(arguments: argparse.Namespace) -> None:
 
 def _convert(model_path, path, names, config, arguments):
     """Makes the int8 file, verified on the frames that were held back."""
-    from ddunet_keras.deploy.convert import convert
+    from ddunet_keras.deploy.convert import ConversionError, convert
     from ddunet_keras.model import load_model
 
     frames = open_frames(config.data, config.layout, config.horizon)
     photos = _photos(frames, names, arguments.size)
     conversion = ConversionConfig(arguments.size, target=arguments.target, inspect=False)
     about = {"model_file": model_path.name}
-    return convert(load_model(model_path), photos, path, conversion, progress=log, about=about)
+    try:
+        return convert(load_model(model_path), photos, path, conversion, progress=log, about=about)
+    except ConversionError as error:
+        print(error.verification.to_markdown())
+        raise
 
 
 def _photos(frames, names, size):

@@ -108,16 +108,16 @@ class CameraFrames:
 
         Example:
 
-        >>> frame = Frame("noon", Path("noon.jpg"), cover=0.0)
-        >>> CameraFrames(Path(), (frame,)).describe()
-        '1 frames: 1 clear'
+        >>> frames = tuple(Frame(name, Path(f"{name}.jpg"), cover=0.0) for name in ("a", "b"))
+        >>> CameraFrames(Path(), frames).describe()
+        'frames: 2 clear'
         """
         numbers = [100 * (f.cover or 0.0) for f in self.frames if _kind(f) == NUMBER]
         listed = []
         for kind, count in Counter(_kind(frame) for frame in self.frames).items():
             between = f" of {min(numbers):g} to {max(numbers):g} %" if kind == NUMBER else ""
             listed.append(f"{count} {kind}{between}")
-        return f"{len(self.frames)} frames: {', '.join(listed)}"
+        return f"frames: {', '.join(listed)}"
 
 
 NUMBER = "with a cover"
@@ -157,7 +157,7 @@ def open_frames(path: StrPath, layout: str | None = None, horizon: Any = None) -
     >>> _ = (tmp / "frames.csv").write_text("name,sky\\na,clear\\nb,37\\nc,partly\\n")
     >>> frames = open_frames(tmp)
     >>> frames.describe()
-    '2 frames: 1 clear, 1 with a cover of 37 to 37 %'
+    'frames: 1 clear, 1 with a cover of 37 to 37 %'
     >>> frames.left_out
     ("1 (c) whose sky is 'partly'",)
     """
@@ -311,8 +311,8 @@ def hold_back(frames: Sequence[Frame], share: float) -> tuple[list[Frame], list[
     least = 2 if share else 1
     if len(frames) < least:
         raise DataError(
-            f"{len(frames)} frames can be learned from, {least} or more are needed: one is held "
-            "back to report on; 20 are a good start"
+            f"frames to learn from: {len(frames)}, needed: {least} or more (one is held back to "
+            "report on); 20 are a good start"
         )
     if not share:
         return list(frames), [], "no frame is held back: the scores are of frames trained on"
