@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.deploy.config import ConversionConfig
     from ddunet_keras.deploy.convert import convert
     from ddunet_keras.evaluation import evaluate
-    from ddunet_keras.files import DataError, read_image
+    from ddunet_keras.files import DataError
     from ddunet_keras.layers import DMSC, DWBG
     from ddunet_keras.model import DDUNet, load_model
     from ddunet_keras.presets import PRESETS
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.reference import load_paddle_weights
     from ddunet_keras.segmenter import Segmenter
     from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask
+    from ddunet_keras.sky.reading import Photo, ReadOptions, read_image, read_photo
     from ddunet_keras.training import train
 
 # oneDNN makes training about three times as fast on an x86 CPU; TensorFlow turns it on by itself
@@ -73,7 +74,10 @@ _HOME = {
     "cloud_cover": "sky",
     "horizon_mask": "sky",
     "DataError": "files",
-    "read_image": "files",
+    "Photo": "sky.reading",
+    "ReadOptions": "sky.reading",
+    "read_image": "sky.reading",
+    "read_photo": "sky.reading",
 }
 __all__ = [  # the names of _HOME again: editors read no expression here
     "DMSC",
@@ -88,7 +92,9 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "DDUNet",
     "DataError",
     "Dataset",
+    "Photo",
     "Pipeline",
+    "ReadOptions",
     "Recipe",
     "Segmentation",
     "Segmenter",
@@ -108,6 +114,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "make_split",
     "open_dataset",
     "read_image",
+    "read_photo",
     "synthetic_sky",
     "train",
     "unlabelled_photos",

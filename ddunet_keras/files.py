@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import platform
@@ -22,8 +23,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddunet_keras.images import to_array
-
 StrPath = str | os.PathLike[str]
 """What functions that take a path accept."""
 
@@ -36,6 +35,9 @@ MAX_PIXELS = 178_000_000
 MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 """Largest picture file that is opened: eight bytes a pixel are 16 bits of RGBA, uncompressed."""
 
+OPAQUE = 128
+"""Alpha from which a pixel counts as opaque: half of 255."""
+
 MAX_TEXT_BYTES = 32_000_000
 """Largest table, list or JSON file that is read. Those of SWINySEG have less than 0.3 MB."""
 
@@ -45,7 +47,7 @@ PARTIAL_PREFIX = ".partial-"
 ABANDONED_AFTER = 24 * 3600
 """Seconds after which nobody still writes a partial file, whoever began it."""
 
-_OPENING = threading.Lock()  # `warnings.catch_warnings` is for one thread at a time
+_FILTERING = threading.Lock()  # `warnings.catch_warnings` is for one thread at a time
 
 
 class DataError(ValueError):
@@ -56,6 +58,10 @@ class DataError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
+
+
+class UnreadableError(DataError):
+    """A file is no picture, or not a whole one: it may be about to be written."""
 
 
 class WriteError(DataError):
@@ -174,39 +180,90 @@ def _reason(error):
     return getattr(error, "strerror", None) or first_line(error)
 
 
-def _open(path):
-    path = regular_file(path)
-    size = path.stat().st_size
-    if size == 0:
-        raise DataError(f"{path}: the file is empty")
-    if size > MAX_IMAGE_BYTES:
-        raise DataError(f"{path}: {size:,} bytes, at most {MAX_IMAGE_BYTES:,} are read")
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignores Python's warnings in the block, which is for one thread at a time."""
+    with _FILTERING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def opened_picture(source: StrPath | bytes) -> Iterator[Image.Image]:
+    """Opens a picture of unknown origin with Pillow; its pixels are not decoded yet.
+
+    Whatever Pillow raises in the block, as when the pixels are decoded, becomes a `DataError`.
+
+    Args:
+        source: a path, or the content of a file.
+
+    Raises:
+        UnreadableError: the file is empty, or no picture, or not a whole one.
+        DataError: as `regular_file`, or the file is larger than `MAX_IMAGE_BYTES`, the picture
+            than `MAX_PIXELS`.
+
+    Example:
+
+    >>> write_image(tmp / "sky.png", np.zeros((2, 3), np.uint8))
+    >>> with opened_picture(tmp / "sky.png") as picture:
+    ...     print(picture.format, picture.size)
+    PNG (3, 2)
+    """
+    name = source_name(source)
+    check_image_size(source)
     try:
-        with _OPENING, warnings.catch_warnings():
-            # Pillow warns of large pictures; the limit below is the one that counts
-            warnings.simplefilter("ignore")
-            opened = Image.open(path)
+        # Pillow warns of large pictures; the limit below is the one that counts
+        with without_warnings():
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         with opened as picture:
             if picture.format == "EPS":  # Pillow would start Ghostscript on it
-                raise DataError(f"{path}: EPS is a program that draws, a photo was expected")
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {picture.width}x{picture.height} pixels, at most {MAX_PIXELS:,} are "
-                    "read; make it smaller"
-                )
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)  # copies only what is turned
-            return picture
+                raise DataError(f"{name}: EPS is a program that draws, a photo was expected")
+            check_pixels(name, picture.width, picture.height)
+            yield picture
     except DataError:
         raise
     except PermissionError as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+        raise DataError(f"{name}: cannot be read ({_reason(error)})") from None
     except Exception as error:  # Pillow's decoders raise many types on corrupt input
-        reason = first_line(error).replace(repr(str(path)), "").strip() or type(error).__name__
-        raise DataError(f"{path}: not a readable image ({reason})") from None
+        reason = first_line(error).replace(repr(str(source)), "")
+        reason = re.sub("<_io.BytesIO[^>]*>", "", reason).strip() or type(error).__name__
+        raise UnreadableError(f"{name}: not a readable image ({reason})") from None
 
 
-def _is_gray(picture):
+def source_name(source: StrPath | bytes) -> str:
+    """What errors call a photo: its path, or "stdin" for the content of a file."""
+    return "stdin" if isinstance(source, bytes) else str(source)
+
+
+def check_image_size(source: StrPath | bytes) -> None:
+    """Looks at a picture file's size before it is opened.
+
+    Raises:
+        UnreadableError: the file is empty.
+        DataError: as `regular_file`, or it has more than `MAX_IMAGE_BYTES`.
+    """
+    size = len(source) if isinstance(source, bytes) else regular_file(source).stat().st_size
+    name = source_name(source)
+    if size == 0:
+        raise UnreadableError(f"{name}: the file is empty")
+    if size > MAX_IMAGE_BYTES:
+        raise DataError(f"{name}: {size:,} bytes, at most {MAX_IMAGE_BYTES:,} are read")
+
+
+def check_pixels(name: str, width: int, height: int) -> None:
+    """Looks at a picture's claimed size before memory is taken for it.
+
+    Raises:
+        DataError: it has more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width}x{height} pixels, at most {MAX_PIXELS:,} are read; make it smaller"
+        )
+
+
+def is_gray(picture: Image.Image) -> bool:
+    """Whether a Pillow picture has one channel of brightness, of any depth."""
     return picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16")
 
 
@@ -223,39 +280,25 @@ def _gray8(picture):
     return np.clip(np.rint(array), 0, 255).astype(np.uint8)
 
 
-def read_image(path: StrPath) -> np.ndarray:
-    """Reads a photo as RGB, upright as its EXIF tag says.
-
-    Args:
-        path: a file of any format and mode that Pillow reads: gray, palette, with alpha (blended on
-            black), CMYK, 16 bits a channel, float.
-
-    Returns:
-        uint8 (height, width, 3), RGB.
-
-    Raises:
-        DataError: the file is missing, empty, no image, truncated or over `MAX_PIXELS`.
-
-    Example:
-
-    >>> write_image(tmp / "sky.png", np.full((2, 3), 200, np.uint8))
-    >>> read_image(tmp / "sky.png")[0, 0].tolist()
-    [200, 200, 200]
-    """
-    picture = _open(path)
-    if _is_gray(picture):
-        return np.repeat(_gray8(picture)[..., None], 3, axis=-1)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return to_array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+def has_alpha(picture: Image.Image) -> bool:
+    """Whether a Pillow picture says of its pixels how opaque they are."""
+    return picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
 
 
-def read_gray(path: StrPath) -> np.ndarray:
+def opaque_pixels(picture: Image.Image) -> np.ndarray:
+    """Boolean (h, w), True where a Pillow picture that `has_alpha` is at least half opaque."""
+    return np.asarray(picture.convert("RGBA").getchannel("A")) >= OPAQUE
+
+
+def read_gray(path: StrPath, transparent: int | None = None) -> np.ndarray:
     """Reads a mask's values as uint8 (height, width): palette files by index, colour by luminance.
 
+    Args:
+        path: a file of any format that Pillow reads.
+        transparent: the value of transparent pixels; None: the one that they have beneath.
+
     Raises:
-        DataError: as `read_image`.
+        DataError: as `opened_picture`.
 
     Example:
 
@@ -263,12 +306,18 @@ def read_gray(path: StrPath) -> np.ndarray:
     >>> read_gray(tmp / "mask.png").tolist()
     [[0, 255]]
     """
-    picture = _open(path)
-    if picture.mode == "P":
-        return np.asarray(picture)
-    if _is_gray(picture):
-        return _gray8(picture)
-    return np.asarray(picture.convert("RGB").convert("L"))
+    with opened_picture(path) as picture:
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)  # copies only what is turned
+        if picture.mode == "P":
+            values = np.asarray(picture)
+        elif is_gray(picture):
+            values = _gray8(picture)
+        else:
+            values = np.asarray(picture.convert("RGB").convert("L"))
+        if transparent is not None and has_alpha(picture):
+            values = np.where(opaque_pixels(picture), values, np.uint8(transparent))
+        return values
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,15 +18,22 @@ from ddunet_keras.files import (
     WriteError,
     list_folder,
     printable,
-    read_image,
     remove_partial_files,
+    source_name,
     write_image,
     write_json,
 )
-from ddunet_keras.sky import Segmentation, check_horizon
+from ddunet_keras.sky import Segmentation, check_horizon, horizon_mask
+from ddunet_keras.sky.reading import ReadOptions, read_photo
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PACKED = ("", ".gz", ".fz")
+FITS_SUFFIXES = tuple(f".{fits}{packed}" for fits in ("fit", "fits", "fts") for packed in PACKED)
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *FITS_SUFFIXES)
 """Endings of the files in a folder that are taken for photos."""
+
+STDIN = "-"
+"""What stands for the photo on stdin among the inputs; its results are called "stdin"."""
 
 JPEG_MAX_SIDE = 65_500
 """Longest side, pixels, that libjpeg writes; the overlay of a larger photo is a PNG."""
@@ -40,7 +49,9 @@ class Model(Protocol):
         """Finds the clouds in uint8 (h, w, 3); see `ddunet_keras.sky.segment`."""
 
 
-def find_photos(inputs: Iterable[StrPath]) -> dict[str, Path]:
+def find_photos(
+    inputs: Iterable[StrPath], recursive: bool = False, out: StrPath | None = None
+) -> dict[str, Path]:
     """The photos among files and folders, each once, by the name that its results shall bear.
 
     That name is the file's own without ending. Where several have the same, the later ones get
@@ -49,7 +60,9 @@ def find_photos(inputs: Iterable[StrPath]) -> dict[str, Path]:
 
     Args:
         inputs: paths of files, taken as they are, and of folders, whose files with one of
-            `SUFFIXES` are taken in the order of their names.
+            `SUFFIXES` are taken in the order of their names; `STDIN` is taken for a file.
+        recursive: whether to look into the folders in folders, too.
+        out: a folder in which that does not look: for the results.
 
     Raises:
         DataError: a folder holds no photo or cannot be listed.
@@ -62,13 +75,14 @@ def find_photos(inputs: Iterable[StrPath]) -> dict[str, Path]:
     """
     by_real_path: dict[str, Path] = {}
     for path in map(Path, inputs):
-        for photo in _photos_in(path) if os.path.isdir(path) else [path]:
+        is_folder = str(path) != STDIN and os.path.isdir(path)
+        for photo in _photos_in(path, recursive, out) if is_folder else [path]:
             by_real_path.setdefault(os.path.realpath(photo), photo)
 
     photos: dict[str, Path] = {}
     taken = set()
     for path in by_real_path.values():
-        stem = path.stem
+        stem = "stdin" if str(path) == STDIN else _stem(path)
         while len(os.fsencode(stem)) > MAX_NAME_BYTES:
             stem = stem[:-1]
         name = stem
@@ -81,11 +95,60 @@ def find_photos(inputs: Iterable[StrPath]) -> dict[str, Path]:
     return photos
 
 
-def _photos_in(folder):
+def count_left_out(
+    inputs: Iterable[StrPath], recursive: bool = False, out: StrPath | None = None
+) -> dict[str, int]:
+    """How many files of folders `find_photos` leaves out, by ending; most frequent first.
+
+    Without `recursive`, the folders in folders are counted as "folder". Hidden files are not
+    counted.
+
+    Example:
+
+    >>> for name in ("sky.jpg", "notes.txt", "log.txt"):
+    ...     _ = (tmp / name).write_bytes(b"")
+    >>> count_left_out([tmp])
+    {'.txt': 2}
+    """
+    counts: Counter[str] = Counter()
+    for folder in {os.path.realpath(path) for path in inputs if os.path.isdir(path)}:
+        for path in _walk(Path(folder), recursive, out):
+            if os.path.isdir(path):
+                counts["folder"] += 1
+            elif not _is_photo(path):
+                counts[path.suffix.lower() or "no ending"] += 1
+    return dict(counts.most_common())
+
+
+def _is_photo(path):
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _stem(path):
+    """A file's name without ending; `sky.fits.gz` has two."""
+    for suffix in FITS_SUFFIXES:
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def _walk(folder: Path, recursive: bool, out: StrPath | None) -> Iterator[Path]:
+    """The files of a folder in the order of their names, and the folders that are not entered.
+
+    Links to folders are not followed: they may lead in circles.
+    """
+    for path in list_folder(folder):
+        if not os.path.isdir(path) or not recursive or os.path.islink(path):
+            yield path
+        elif out is None or os.path.realpath(path) != os.path.realpath(out):
+            yield from _walk(path, recursive, out)
+
+
+def _photos_in(folder, recursive, out):
     photos = [
         path
-        for path in list_folder(folder)
-        if path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
+        for path in _walk(folder, recursive, out)
+        if _is_photo(path) and not os.path.isdir(path)
     ]
     if not photos:
         raise DataError(f"{folder}: holds no photos ({' '.join(SUFFIXES)})")
@@ -94,13 +157,14 @@ def _photos_in(folder):
 
 def predict_files(
     model: Model,
-    photos: Mapping[str, Path],
+    photos: Mapping[str, Path | bytes],
     out: StrPath,
     /,
     *,
     threshold: float = 0.5,
     horizon: Any = None,
     overlay: bool = True,
+    reading: ReadOptions | None = None,
     **about: Any,
 ) -> Generator[dict[str, Any], None, None]:
     """Segments photos one by one and yields what it found in each.
@@ -112,14 +176,16 @@ def predict_files(
 
     Args:
         model: has `segment(image, threshold=, horizon=)`, as `DDUNet` does.
-        photos: name -> path, from `find_photos`.
+        photos: name -> path, from `find_photos`, or the content of a file.
         out: a folder, made if missing. What it holds of the same name is replaced.
         threshold, horizon: as in `DDUNet.segment`.
         overlay: whether to write overlays.
+        reading: how the photos are read.
         **about: added to each record, such as the model's name.
 
     Yields:
-        A dict for each photo, in order: image (path), mask and overlay (names of files in `out`),
+        A dict for each photo, in order: image (path, or `STDIN`), taken and taken_from (as
+        `ddunet_keras.sky.reading.Photo`), mask and overlay (names of files in `out`),
         height, width, cloud_cover (`Segmentation.to_dict`: fraction, percent, okta,
         valid_fraction), threshold, horizon and seconds (to read and segment the photo).
         For a photo that cannot be used: image and error. The others go on.
@@ -137,20 +203,24 @@ def predict_files(
     [('0000_mask.png', 48, 64), ('0001_mask.png', 48, 64)]
     """
     out = Path(out)
-    if os.path.realpath(out) in {os.path.dirname(os.path.realpath(p)) for p in photos.values()}:
+    paths = [os.path.realpath(photo) for photo in photos.values() if not isinstance(photo, bytes)]
+    if os.path.realpath(out) in {os.path.dirname(path) for path in paths}:
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
     check_horizon(horizon)
     remove_partial_files(out)
     settings = {"threshold": threshold, "horizon": horizon}
+    reading = reading or ReadOptions()
     records = []
     try:
-        for name, path in photos.items():
-            record: dict[str, Any] = {"image": str(path)}
+        for name, source in photos.items():
+            record: dict[str, Any] = {"image": STDIN if isinstance(source, bytes) else str(source)}
             try:
-                record |= _predict_file(model, path, out, name, settings, overlay) | about
+                photo = partial(read_photo, source, reading)
+                record |= _predict_file(model, photo, out, name, settings, overlay) | about
             except WriteError:  # the next photo would fare no better
                 raise
             except DataError as error:
+                path = source_name(source)
                 names_the_file = printable(path) in str(error)
                 record["error"] = str(error) if names_the_file else printable(f"{path}: {error}")
             records.append(record)
@@ -159,14 +229,19 @@ def predict_files(
         write_json(out / "predictions.json", records)
 
 
-def _predict_file(model, path, out, name, settings, overlay):
+def _predict_file(model, read, out, name, settings, overlay):
     """One photo's results; a function of its own, so that its arrays go before the next photo."""
     start = time.perf_counter()
-    result = model.segment(read_image(path), **settings)
+    photo = read()
+    horizon = settings["horizon"]
+    if photo.valid is not None:
+        horizon = horizon_mask(horizon, photo.image) & photo.valid
+    result = model.segment(photo.image, threshold=settings["threshold"], horizon=horizon)
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
     cover = result.to_dict()
-    record = {"mask": f"{name}_mask.png"}
+    record = {"taken": photo.taken, "taken_from": photo.taken_from, "mask": f"{name}_mask.png"}
+    del photo  # a large photo's memory
     write_image(out / record["mask"], result.mask)
     if overlay:
         suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"

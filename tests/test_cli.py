@@ -17,10 +17,11 @@ import ddunet_keras
 from ddunet_keras import cli
 from ddunet_keras.data.splits import Split
 from ddunet_keras.data.synthetic import write_synthetic
-from ddunet_keras.files import read_gray, read_image
+from ddunet_keras.files import read_gray
 from ddunet_keras.presets import DEFAULT, preset_file
+from ddunet_keras.sky.reading import read_image
 
-HEAVY = ("keras", "tensorflow", "jax", "torch", "matplotlib", "scipy", "tqdm")
+HEAVY = ("astropy", "keras", "tensorflow", "jax", "torch", "matplotlib", "scipy", "tqdm")
 
 
 def python(code, *arguments):

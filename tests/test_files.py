@@ -24,7 +24,6 @@ from ddunet_keras.files import (
     list_folder,
     printable,
     read_gray,
-    read_image,
     read_json,
     read_text,
     remove_partial_files,
@@ -32,6 +31,7 @@ from ddunet_keras.files import (
     write_json,
     write_text,
 )
+from ddunet_keras.sky.reading import read_image
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_sixteen_bits_keep_the_range(tmp_path):
     array = np.array([[0, 257, 32768, 65535]], np.uint16)
     path = save(tmp_path / "a.png", array)
     assert read_gray(path).tolist() == [[0, 1, 127, 255]]
-    assert read_image(path)[0, :, 1].tolist() == [0, 1, 127, 255]
+    assert read_image(path)[0, :, 1].tolist() == [0, 1, 128, 255]
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0])

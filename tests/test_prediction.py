@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddunet_keras.files import DataError, WriteError, read_gray, read_image
+from ddunet_keras.files import DataError, WriteError, read_gray
 from ddunet_keras.prediction import find_photos, predict_files
 from ddunet_keras.sky import Segmentation, segment
+from ddunet_keras.sky.reading import read_image
 
 
 class Bright:

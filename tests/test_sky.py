@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddunet_keras.files import IGNORE, DataError, read_image, write_image
+from ddunet_keras.files import IGNORE, DataError, write_image
 from ddunet_keras.sky import (
     CLOUD_COLORS,
     CloudCover,
@@ -18,6 +18,7 @@ from ddunet_keras.sky import (
     cloud_cover,
     horizon_mask,
 )
+from ddunet_keras.sky.reading import read_image
 
 
 def gray(height, width, value=0):

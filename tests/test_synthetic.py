@@ -11,8 +11,9 @@ import pytest
 
 from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.data.synthetic import TIMES, VIEWS, synthetic_sky, write_synthetic
-from ddunet_keras.files import IGNORE, DataError, read_gray, read_image
+from ddunet_keras.files import IGNORE, DataError, read_gray
 from ddunet_keras.sky import cloud_cover, horizon_mask
+from ddunet_keras.sky.reading import read_image
 
 
 def skies(count, size=(64, 64), **options):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ddunet_keras.cli.console import fail
+from ddunet_keras.cli.console import fail, say
 from ddunet_keras.cli.models import open_model
 from ddunet_keras.cli.options import (
     MODEL_HELP,
@@ -18,13 +20,17 @@ from ddunet_keras.cli.options import (
     positive,
     threshold_option,
 )
-from ddunet_keras.files import printable
-from ddunet_keras.prediction import find_photos, predict_files
+from ddunet_keras.files import MAX_IMAGE_BYTES, DataError, printable
+from ddunet_keras.prediction import STDIN, count_left_out, find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, preset_file
+from ddunet_keras.sky.bayer import NO_MOSAIC, PATTERNS
+from ddunet_keras.sky.reading import CHANNEL_ORDERS, ReadOptions
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    photos = find_photos(arguments.inputs)
+    where = {"recursive": arguments.recursive, "out": arguments.out}
+    photos: dict[str, Path | bytes] = dict(find_photos(arguments.inputs, **where))
+    photos |= {name: read_stdin() for name, path in photos.items() if str(path) == STDIN}
     model_path = arguments.model or preset_file(DEFAULT, "tflite")
     model = open_model(model_path, arguments.threads, arguments.delegate)
     model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for no photo
@@ -35,6 +41,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         horizon=arguments.horizon,
         overlay=arguments.overlay,
+        reading=ReadOptions(arguments.bayer, arguments.channel_order, wait=True),
         model=str(model_path),
     )
     failed = 0
@@ -47,12 +54,49 @@ def run_predict(arguments: argparse.Namespace) -> int:
                 print(json.dumps(record), flush=True)
             else:
                 print(describe(record), flush=True)
-    if not arguments.json:
+    left_out = describe_left_out(count_left_out(arguments.inputs, **where))
+    if arguments.json:
+        if left_out:
+            say("note", left_out)
+    else:
         found = len(photos) - failed
         what = "masks and overlays" if arguments.overlay else "masks"
         of = "1 photo" if found == 1 else f"{found} photos"
         print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
+        if left_out:
+            print(left_out)
     return 2 if failed else 0
+
+
+def read_stdin() -> bytes:
+    """The content of a photo that is piped in.
+
+    Raises:
+        DataError: nothing is, or nothing but an end, or too much.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DataError(f"{STDIN}: no photo comes on stdin, as in: cat sky.jpg | ddunet predict -")
+    content = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1)
+    if not content:
+        raise DataError(f"{STDIN}: stdin is empty, a photo was expected")
+    return content
+
+
+def describe_left_out(counts: Mapping[str, int]) -> str:
+    """What was left out of folders, in a line; empty if nothing was.
+
+    Example:
+
+    >>> describe_left_out({".txt": 2, "folder": 1})
+    'left out 3 of other kinds: 2 .txt, 1 folder (see --recursive)'
+    """
+    if not counts:
+        return ""
+    shown = [
+        f"{count} {printable(ending)}{' (see --recursive)' if ending == 'folder' else ''}"
+        for ending, count in counts.items()
+    ]
+    return f"left out {sum(counts.values())} of other kinds: {', '.join(shown)}"
 
 
 def describe(record: dict) -> str:
@@ -69,8 +113,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands, "predict", run_predict, "find the clouds in photos: mask, overlay and cloud cover"
     )
     option(
-        "inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="photos, or folders of them"
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE|FOLDER",
+        help="photos, or folders of them; - reads one photo from stdin",
     )
+    option("--recursive", action="store_true", help="look into the folders in folders, too")
     option(
         "--model", type=model_file, metavar="MODEL", help=f"{MODEL_HELP} (default: {DEFAULT}, int8)"
     )
@@ -98,6 +147,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="MASK|circle:x,y,r|auto",
         help="where the photo shows sky: a mask picture (white is sky), a circle in pixels, or "
         "auto, which finds the disc of a fisheye",
+    )
+    option(
+        "--bayer",
+        choices=(*PATTERNS, NO_MOSAIC),
+        type=str.upper,
+        help="gray files hold the mosaic of a colour sensor, with these colours in the first two "
+        "rows: compute the colours; NONE: they are monochrome, whatever they look like",
+    )
+    option(
+        "--channel-order",
+        choices=CHANNEL_ORDERS,
+        default="rgb",
+        help="bgr: red and blue were exchanged when the files were written",
     )
     option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
     option("--json", action="store_true", help="print one JSON object for each photo")

@@ -23,8 +23,9 @@ from ddunet_keras.data.layouts import (
     stem,
 )
 from ddunet_keras.data.metadata import read_captures
-from ddunet_keras.files import IGNORE, DataError, StrPath, read_gray, read_image, read_text
+from ddunet_keras.files import IGNORE, DataError, StrPath, read_gray, read_text
 from ddunet_keras.images import rotation_matrix, warp
+from ddunet_keras.sky.reading import read_image
 
 JPEG_START = b"\xff\xd8"
 """First bytes of a JPEG file, whatever its name ends in."""

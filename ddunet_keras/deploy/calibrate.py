@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddunet_keras.files import DataError, read_image
+from ddunet_keras.files import DataError
 from ddunet_keras.images import resize_image, resize_labels
+from ddunet_keras.sky.reading import read_image
 
 OTHERS_SHARE = 4
 """A further data set gives one photo for so many of the main one's."""

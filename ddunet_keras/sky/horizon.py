@@ -40,8 +40,9 @@ def horizon_mask(spec: Any, image: np.ndarray) -> np.ndarray:
         spec: None: everywhere. `"auto"`: inside the bright disc of a whole-sky photo, everywhere
             in a photo that has no disc on dark surroundings. `"circle:x,y,r"`: pixels whose column
             and row, counted from 0, lie at most `r` from `(x, y)`. The path of a mask picture or an
-            array: sky where its value is at least 128, or, if no value is over 1, at least 0.5; it
-            is resized if only its scale differs from the photo's.
+            array: sky where its value is at least 128, or, if no value is over 1, at least 0.5, and
+            where the picture is not transparent; it is resized if only its scale differs from the
+            photo's.
         image: the photo, (h, w, 3) uint8.
 
     Returns:
@@ -120,7 +121,7 @@ def _read_mask(path):
             f"horizon {str(path)!r}: no such mask picture; give one, 'auto' or 'circle:x,y,r'"
         )
     try:
-        return read_gray(path)
+        return read_gray(path, transparent=0)
     except DataError as error:
         raise DataError(f"horizon {error}") from None
 
