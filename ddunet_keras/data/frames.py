@@ -21,8 +21,10 @@ from ddunet_keras.data.layouts import (
     stem,
 )
 from ddunet_keras.data.metadata import NAME_COLUMNS, read_captures, read_table
-from ddunet_keras.files import IGNORE, DataError, StrPath, list_folder, read_image
+from ddunet_keras.files import IGNORE, DataError, StrPath, list_folder
+from ddunet_keras.prediction import FITS_SUFFIXES
 from ddunet_keras.sky import check_horizon, horizon_mask
+from ddunet_keras.sky.reading import read_image
 
 FRAMES_FILE = "frames.csv"
 """Name of the table that says what sky each frame shows, in any case."""
@@ -221,12 +223,21 @@ def _files_by_name(folders):
     files: dict[str, Path] = {}
     for folder in folders:
         for path in list_folder(folder):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or os.path.isdir(path):
+            is_image = path.name.lower().endswith((*IMAGE_SUFFIXES, *FITS_SUFFIXES))
+            if not is_image or os.path.isdir(path):
                 continue
-            other = files.setdefault(stem(path.name), path)
+            other = files.setdefault(_stem(path.name), path)
             if other is not path:
                 raise DataError(f"{path}: has the name of {other}; keep one of them")
     return files
+
+
+def _stem(name):
+    """A file's name without ending; `sky.fits.gz` has two."""
+    for suffix in FITS_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return stem(name)
 
 
 def _read_covers(path, images, masks):
@@ -241,7 +252,7 @@ def _read_covers(path, images, masks):
         )
     words: dict[str, str] = {}
     for line, cells in rows:
-        name = stem(cells[name_column])
+        name = _stem(cells[name_column])
         if name not in images:
             raise DataError(f"{path}: line {line}: no image {cells[name_column]!r} in the folder")
         word = cells[sky_column].lower()
