@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.recipes import RECIPES, AblationConfig, AdaptConfig, Recipe, TrainingConfig
     from ddunet_keras.reference import load_paddle_weights
     from ddunet_keras.segmenter import Segmenter
-    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask
+    from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask, learn_horizon
     from ddunet_keras.sky.reading import Photo, ReadOptions, read_image, read_photo
     from ddunet_keras.training import train
 
@@ -73,6 +73,7 @@ _HOME = {
     "Segmentation": "sky",
     "cloud_cover": "sky",
     "horizon_mask": "sky",
+    "learn_horizon": "sky",
     "DataError": "files",
     "Photo": "sky.reading",
     "ReadOptions": "sky.reading",
@@ -109,6 +110,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "evaluate",
     "horizon_mask",
     "labelled_photos",
+    "learn_horizon",
     "load_model",
     "load_paddle_weights",
     "make_split",

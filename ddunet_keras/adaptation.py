@@ -54,18 +54,13 @@ NUMBERS_FROM = 0.3
 """Share of the training from which frames with a number count in full. Where their clouds are, the
 model itself has to say, and on a camera that it does not know it says so badly at first."""
 
+GEOMETRY = dataclasses.replace(NO_AUGMENTATION, flips=True, quarter_turns=True, crop=0.7)
+"""Of synthetic skies, in each batch."""
+
 OWN_AUGMENTATION = dataclasses.replace(
-    NO_AUGMENTATION,
-    flips=True,
-    quarter_turns=True,
-    crop=0.7,
-    brightness=0.05,
-    contrast=0.1,
-    channel_gain=0.04,
-    saturation=0.1,
-    gamma=1.1,
+    GEOMETRY, brightness=0.05, contrast=0.1, channel_gain=0.04, saturation=0.1, gamma=1.1
 )
-"""Of own frames: near to what the camera sees."""
+"""Of own frames, in each batch: near to what the camera sees."""
 
 REPLAY_SEEDS = 10_000_000
 REPORT_SEEDS = 20_000_000
@@ -208,7 +203,7 @@ class _Pool:
 
 def _own_frames(frames: CameraFrames, own: list[Frame], size) -> _Pool:
     """The pool of own frames."""
-    stored = _stored_size(size, OWN_AUGMENTATION)
+    stored = _stored_size(size)
     images = []
     labels = []
     covers = []
@@ -223,24 +218,29 @@ def _own_frames(frames: CameraFrames, own: list[Frame], size) -> _Pool:
 
 
 def _skies(teacher: DDUNet, config: AdaptConfig) -> _Pool:
-    """The pool of synthetic skies, with what the teacher says of them as they are."""
+    """The pool of synthetic skies, as other cameras see them, with what the teacher says of them.
+
+    They are augmented before the teacher sees them: the model shall stay as it is, and learn
+    nothing from a difference between two pictures of one sky.
+    """
     augmentation = RECIPES["default"].augmentation or NO_AUGMENTATION
-    stored = _stored_size(config.image_size, augmentation)
+    random = np.random.default_rng([config.seed, 1])  # apart from what the training draws
+    stored = _stored_size(config.image_size)
     images = []
     labels = []
     for index in range(config.skies):
-        image, truth = black_sky(REPLAY_SEEDS + index, stored)
+        image, truth = augmentation(*black_sky(REPLAY_SEEDS + index, stored), stored, random)
         probabilities = resize_probabilities(teacher.predict_probabilities(image), stored)
         soft = np.rint(probabilities * _STEPS_OF_PROBABILITY).astype(np.uint8)
         images.append(image)
         labels.append(np.where(truth == IGNORE, np.uint8(IGNORE), soft))
     covers = np.full(len(images), math.nan)
-    return _Pool(np.stack(images), np.stack(labels), augmentation, covers)
+    return _Pool(np.stack(images), np.stack(labels), GEOMETRY, covers)
 
 
-def _stored_size(size, augmentation):
+def _stored_size(size):
     """Size at which the smallest cut of an augmentation still has all pixels of the input."""
-    return tuple(math.ceil(side / augmentation.crop) for side in size)
+    return tuple(math.ceil(side / GEOMETRY.crop) for side in size)
 
 
 def black_sky(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddunet_keras import __version__
+from ddunet_keras.camera_scores import Camera, cameras_markdown, score_camera
 from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.data.splits import Split, make_split, trained_on
 from ddunet_keras.evaluation import evaluate, markdown_table
@@ -38,6 +40,7 @@ def benchmark(
     weights: Path = WEIGHTS,
     files: Path = TFLITE,
     sizes: Sequence[int] | None = None,
+    cameras: Sequence[Camera] = (),
     progress: Callable[[str], Any] | None = None,
 ) -> dict:
     """Scores every model that ships, float and int8, on images that it was not trained on.
@@ -50,6 +53,8 @@ def benchmark(
         weights: folder with a folder NAME for each model: NAME.keras, run.json, split.json.
         files: folder of NAME_SIZE.tflite, int8. The float model is scored at the same sizes.
         sizes: only these sides, such as (96, 256).
+        cameras: from `open_camera`: the presets are scored on their frames, too, whole and not by a
+            split. Nothing may have been trained on them.
         progress: called with a line of text at each step, or None.
 
     Returns:
@@ -57,15 +62,20 @@ def benchmark(
         group ("day", "night", "day+night"), with the means over images that the paper's Table I
         has, MIoU pooled over pixels, errors of the cloud cover, and of int8 files bytes, TFLM's
         arena and milliseconds a photo (one thread, the photo's resizing included; files in turns).
+        "cameras": one row for each preset, camera, dtype and size, as `score_camera` gives it.
 
     Raises:
-        DataError: no model is there, or none was trained on a data set like one of these.
+        DataError: no model is there, none was trained on a data set like one of these, or neither a
+            data set nor a camera is given.
     """
     say = progress or (lambda line: None)
     runs = sorted(Path(weights).glob("*/run.json"))
+    if not datasets and not cameras:
+        raise DataError("nothing to score on: give the folder of a data set or of a camera")
     if not runs:
         raise DataError(f"{weights}: holds no models; benchmark needs a clone of the repository")
     rows: list[dict] = []
+    camera_rows: list[dict] = []
     segmenters: dict[str, Segmenter] = {}
     for path in runs:
         shipped = _open_shipped(path.parent, Path(files), sizes)
@@ -78,14 +88,19 @@ def benchmark(
         if tests:
             segmenters |= {file.name: segmenter for file, segmenter in shipped.int8.values()}
             rows += _score(shipped, tests, say)
-    if not rows:
+        if shipped.split.protocol != "paper":  # those are for Table I alone
+            camera_rows += _score_cameras(shipped, cameras, say)
+    if datasets and not rows:
         raise DataError("no model that ships was trained on data of these layouts")
-    say(f"timing {len(segmenters)} int8 files")
-    milliseconds = _milliseconds(segmenters, datasets[0])
-    for row in rows:
-        if "file" in row:
-            row["milliseconds"] = milliseconds[row["file"]]
-    return {"about": _about(), "rows": rows}
+    if cameras and not camera_rows:
+        raise DataError(f"{weights}: holds no preset to score on cameras")
+    if segmenters:
+        say(f"timing {len(segmenters)} int8 files")
+        milliseconds = _milliseconds(segmenters, datasets[0])
+        for row in rows:
+            if "file" in row:
+                row["milliseconds"] = milliseconds[row["file"]]
+    return {"about": _about(), "rows": rows, "cameras": camera_rows}
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,20 @@ class _Shipped:
     def shapes(self):
         return sorted(self.int8) or [tuple(self.settings["image_size"])]
 
+    @cached_property
+    def model(self):
+        from ddunet_keras.model import load_model  # only here: it imports Keras
+
+        return load_model(self.folder / f"{self.name}.keras")
+
+    def forms(self, shape):
+        """What is scored at a size: dtype, what predicts, and what it costs."""
+        forms = [("float32", self.model.resized((*shape, 3)), {})]
+        if shape in self.int8:
+            file, segmenter = self.int8[shape]
+            forms.append(("int8", segmenter, _costs(file)))
+        return forms
+
 
 def _open_shipped(folder, files, sizes):
     run = read_json(folder / "run.json")
@@ -119,9 +148,6 @@ def _open_shipped(folder, files, sizes):
 
 def _score(shipped, tests, say):
     """Rows of one model: each data set, size, dtype and group."""
-    from ddunet_keras.model import load_model  # only here: it imports Keras
-
-    model = load_model(shipped.folder / f"{shipped.name}.keras")
     rows = []
     for dataset, names, protocol in tests:
         for shape in shipped.shapes:
@@ -133,17 +159,27 @@ def _score(shipped, tests, say):
                 "data": dataset.root.name,
                 "size": list(shape),
             }
-            forms = [("float32", model.resized((*shape, 3)), {})]
-            if shape in shipped.int8:
-                file, segmenter = shipped.int8[shape]
-                forms.append(("int8", segmenter, _costs(file)))
-            for dtype, predictor, costs in forms:
+            for dtype, predictor, costs in shipped.forms(shape):
                 say(f"{shipped.name}, {protocol}, {dataset.root.name}, {shape}, {dtype}")
                 result = evaluate(predictor.predict_probabilities, dataset, names)
                 for group, scores in result.groups.items():
                     row = {**about, "dtype": dtype, **costs, "group": group}
                     rows.append(row | _row(scores))
     return rows
+
+
+def _score_cameras(shipped, cameras, say):
+    """Rows of one model: each camera, size and dtype."""
+    if not cameras:
+        return []
+    rows: dict[str, list[dict]] = {camera.name: [] for camera in cameras}
+    for shape in shipped.shapes:
+        for dtype, predictor, _ in shipped.forms(shape):
+            about = {"model": shipped.name, "size": list(shape), "dtype": dtype}
+            for camera in cameras:
+                say(f"{shipped.name}, camera {camera.name}, {shape}, {dtype}")
+                rows[camera.name].append(about | score_camera(predictor, camera))
+    return [row for of_camera in rows.values() for row in of_camera]
 
 
 def _milliseconds(segmenters, dataset, count=50):
@@ -214,7 +250,7 @@ def _percent(share):
 
 
 def benchmark_markdown(result: dict) -> str:
-    """The tables of `benchmark`, one for each data set and protocol."""
+    """The tables of `benchmark`, one for each data set and protocol, and those of the cameras."""
     parts = _head("Benchmark", result["about"])
     parts.append("In percent; " + result["about"]["averaging"] + ".")
     for data, protocol in dict.fromkeys((row["data"], row["protocol"]) for row in result["rows"]):
@@ -223,6 +259,8 @@ def benchmark_markdown(result: dict) -> str:
     costs = {row["file"]: row for row in result["rows"] if "file" in row}
     if costs:
         parts += ["## The int8 files", _cost_table(costs)]
+    if result["cameras"]:
+        parts += ["## Cameras that nothing was trained on", cameras_markdown(result["cameras"])]
     return "\n\n".join(parts) + "\n"
 
 

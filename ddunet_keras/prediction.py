@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from ddunet_keras.files import (
     DataError,
     StrPath,
     WriteError,
+    as_json,
     list_folder,
     printable,
     remove_partial_files,
@@ -23,7 +24,7 @@ from ddunet_keras.files import (
     write_image,
     write_json,
 )
-from ddunet_keras.sky import Segmentation, check_horizon, horizon_mask
+from ddunet_keras.sky import Horizon, Segmentation, check_horizon, check_zone, find_horizon
 from ddunet_keras.sky.reading import ReadOptions, read_photo
 
 PACKED = ("", ".gz", ".fz")
@@ -163,6 +164,7 @@ def predict_files(
     *,
     threshold: float = 0.5,
     horizon: Any = None,
+    zones: Sequence[str] = (),
     overlay: bool = True,
     reading: ReadOptions | None = None,
     **about: Any,
@@ -179,6 +181,8 @@ def predict_files(
         photos: name -> path, from `find_photos`, or the content of a file.
         out: a folder, made if missing. What it holds of the same name is replaced.
         threshold, horizon: as in `DDUNet.segment`.
+        zones: parts of the sky whose cover is told beside that of the whole, as in
+            `Segmentation.zone_cover`.
         overlay: whether to write overlays.
         reading: how the photos are read.
         **about: added to each record, such as the model's name.
@@ -187,12 +191,14 @@ def predict_files(
         A dict for each photo, in order: image (path, or `STDIN`), taken and taken_from (as
         `ddunet_keras.sky.reading.Photo`), mask and overlay (names of files in `out`),
         height, width, cloud_cover (`Segmentation.to_dict`: fraction, percent, okta,
-        valid_fraction), threshold, horizon and seconds (to read and segment the photo).
+        valid_fraction), zones (the same of each zone; None where "auto" found no disc to place it
+        in), threshold, horizon, disc (centre and radii, pixels; None where there is none or "auto"
+        found none) and seconds (to read and segment the photo).
         For a photo that cannot be used: image and error. The others go on.
 
     Raises:
         DataError: `out` is a folder that photos come from (results must not become inputs), or it
-            cannot be written to, or the horizon's mask cannot be read.
+            cannot be written to, or the horizon's mask cannot be read, or a zone cannot be placed.
 
     Example:
 
@@ -207,6 +213,8 @@ def predict_files(
     if os.path.realpath(out) in {os.path.dirname(path) for path in paths}:
         raise DataError(f"{out}: photos are read from this folder; give another for the results")
     check_horizon(horizon)
+    for zone in zones:
+        check_zone(zone, horizon)
     remove_partial_files(out)
     settings = {"threshold": threshold, "horizon": horizon}
     reading = reading or ReadOptions()
@@ -216,7 +224,7 @@ def predict_files(
             record: dict[str, Any] = {"image": STDIN if isinstance(source, bytes) else str(source)}
             try:
                 photo = partial(read_photo, source, reading)
-                record |= _predict_file(model, photo, out, name, settings, overlay) | about
+                record |= _predict_file(model, photo, out, name, settings, zones, overlay) | about
             except WriteError:  # the next photo would fare no better
                 raise
             except DataError as error:
@@ -229,17 +237,20 @@ def predict_files(
         write_json(out / "predictions.json", records)
 
 
-def _predict_file(model, read, out, name, settings, overlay):
+def _predict_file(model, read, out, name, settings, zones, overlay):
     """One photo's results; a function of its own, so that its arrays go before the next photo."""
     start = time.perf_counter()
     photo = read()
     horizon = settings["horizon"]
     if photo.valid is not None:
-        horizon = horizon_mask(horizon, photo.image) & photo.valid
+        valid, disc = find_horizon(horizon, photo.image)
+        horizon = Horizon(valid & photo.valid, disc)
     result = model.segment(photo.image, threshold=settings["threshold"], horizon=horizon)
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
     cover = result.to_dict()
+    disc = result.disc
+    zone_covers = {zone: _zone_cover(result, zone) for zone in zones}
     record = {"taken": photo.taken, "taken_from": photo.taken_from, "mask": f"{name}_mask.png"}
     del photo  # a large photo's memory
     write_image(out / record["mask"], result.mask)
@@ -254,7 +265,16 @@ def _predict_file(model, read, out, name, settings, overlay):
         "height": height,
         "width": width,
         "cloud_cover": cover,
+        "zones": zone_covers,
         "threshold": settings["threshold"],
         "horizon": "array" if isinstance(horizon, np.ndarray) else horizon,
+        "disc": None if disc is None else disc.to_dict(),
         "seconds": round(seconds, 4),
     }
+
+
+def _zone_cover(result, zone):
+    """Cover of a zone as a dict, None where "auto" found no disc in this photo to place it in."""
+    if zone.startswith("zenith:") and result.disc is None:
+        return None  # a dark night is no reason to lose the cover of the whole sky
+    return as_json(result.zone_cover(zone).to_dict())

@@ -85,13 +85,17 @@ def count_trained_on(
 
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
+    if not arguments.data and not arguments.cameras:
+        raise DataError("nothing to score on: give DATA or --cameras")
     start_keras()
     from ddunet_keras.benchmarks import benchmark, benchmark_markdown
+    from ddunet_keras.camera_scores import open_camera
     from ddunet_keras.plots import plot_benchmark
 
     check_writable(arguments.out / "benchmark.json")
     datasets = [open_dataset(folder) for folder in arguments.data]
-    result = benchmark(datasets, sizes=arguments.sizes, progress=log)
+    cameras = [open_camera(folder) for folder in arguments.cameras or ()]
+    result = benchmark(datasets, sizes=arguments.sizes, cameras=cameras, progress=log)
     text = benchmark_markdown(result)
     print(text)
     out = arguments.out
@@ -99,7 +103,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     write_text(out / "benchmark.md", text)
     if any(row.get("arena") for row in result["rows"]):
         plot_benchmark(result["rows"], out / "benchmark.png")
-    else:
+    elif datasets:
         say("warning", "no int8 file, so no picture: they are in tflite/models of a clone")
     print(f"wrote {out}: benchmark.json, benchmark.md")
 
@@ -125,7 +129,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         run_benchmark,
         "score the models that ship, float and int8, on unseen images",
     )
-    option("data", type=Path, nargs="+", metavar="DATA", help="folder of SWINySEG, and of others")
+    option("data", type=Path, nargs="*", metavar="DATA", help="folder of SWINySEG, and of others")
+    option(
+        "--cameras",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of frames that nothing was trained on, one for each camera: images/ and "
+        "masks/, or images/ and frames.csv (name and sky: clear, overcast, aurora or another word)",
+    )
     option("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="folder for tables")
     option(
         "--sizes",

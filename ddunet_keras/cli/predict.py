@@ -40,6 +40,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.out,
         threshold=arguments.threshold,
         horizon=arguments.horizon,
+        zones=arguments.zone,
         overlay=arguments.overlay,
         reading=ReadOptions(arguments.bayer, arguments.channel_order, wait=True),
         model=str(model_path),
@@ -102,10 +103,22 @@ def describe_left_out(counts: Mapping[str, int]) -> str:
 def describe(record: dict) -> str:
     """A line on what was found in a photo."""
     cover = record["cloud_cover"]
-    image = printable(record["image"])
-    return (
-        f"{image}: {cover['percent']:.1f} % cloud, {cover['okta']} okta, {record['seconds']:.2f} s"
-    )
+    parts = [
+        f"{cover['percent']:.1f} % cloud",
+        f"{cover['okta']} okta",
+        *(f"{zone} {_percent(part)}" for zone, part in record["zones"].items()),
+        f"{record['seconds']:.2f} s",
+    ]
+    if record["horizon"] == "auto" and record["disc"] is None:
+        parts.append("no disc found: all of the photo counts")
+    return f"{printable(record['image'])}: {', '.join(parts)}"
+
+
+def _percent(cover):
+    """The cover of a zone, which may be unknown."""
+    if cover is None or cover["percent"] is None:
+        return "unknown"
+    return f"{cover['percent']:.1f} %"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -147,6 +160,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="MASK|circle:x,y,r|auto",
         help="where the photo shows sky: a mask picture (white is sky), a circle in pixels, or "
         "auto, which finds the disc of a fisheye",
+    )
+    option(
+        "--zone",
+        action="append",
+        default=[],
+        metavar="zenith:DEGREES|circle:x,y,r|MASK",
+        help="tell the cover of this part of the sky, too: at most so far from the zenith (of an "
+        "equidistant fisheye whose disc --horizon gives), a circle or a mask; may be repeated",
     )
     option(
         "--bayer",

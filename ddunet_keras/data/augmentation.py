@@ -12,24 +12,24 @@ from ddunet_keras.images import rotation_matrix, warp
 
 _LUMA = np.array([[0.299, 0.587, 0.114]])  # ITU-R BT.601, as Pillow's own gray
 
-EXPOSURE = 0.5
+EXPOSURE = 0.4
 """Of another camera: deviation of the logarithm of its exposure, in displayed values."""
 
 BRIGHTEST_EXPOSURE = 1.6
 """Beyond it, photos are mostly white."""
 
-WARMTH = 0.2
+WARMTH = 0.18
 TINT = 0.07
 """Of its white balance: deviations of the logarithm of the gain of red, and inversely of blue, and
 of each channel beside that."""
 
-MONO = 0.3
+MONO = 0.25
 """Share of the other cameras that are mono; each weighs red, green and blue in its own way."""
 
 VIGNETTE = 0.6
 """Largest loss of brightness in the corners, as a share."""
 
-NOISE = 0.045
+NOISE = 0.03
 """Largest deviation of the noise, as a share of the full range."""
 
 _RANGES = {
@@ -82,7 +82,7 @@ class Augmentation:
 
     flips: bool = True
     quarter_turns: bool = True
-    crop: float = 0.6
+    crop: float = 0.4
     brightness: float = 0.1
     contrast: float = 0.15
     channel_gain: float = 0.08
@@ -90,7 +90,7 @@ class Augmentation:
     gamma: float = 1.15
     horizon_circle: float = 0.0
     rotation: float = 0.0
-    other_camera: float = 0.5
+    other_camera: float = 0.4
     black_outside: float = 0.5
 
     def __post_init__(self):

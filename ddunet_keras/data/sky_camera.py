@@ -54,7 +54,7 @@ def draw_camera(day: np.random.Generator) -> SkyCamera:
     True
     """
     warm, green = day.normal(0, (0.12, 0.05))
-    noise = 10 ** day.uniform(-2.6, -1.4)
+    noise = 10 ** day.uniform(-2.8, -1.7)
     return SkyCamera(
         view=str(day.choice(VIEWS, p=VIEW_SHARES)),
         mono=day.random() < 0.25,
@@ -64,7 +64,7 @@ def draw_camera(day: np.random.Generator) -> SkyCamera:
         gamma=day.uniform(1.7, 2.6),
         black=day.choice([0.0, day.uniform(0, 0.04)]),
         day_level=10 ** day.uniform(-0.9, -0.25),
-        night_level=10 ** day.uniform(-2.6, -0.7),
+        night_level=10 ** day.uniform(-2.2, -0.6),
         shot_noise=noise,
         read_noise=0.15 * noise,
         ground=day.choice([0.0, 0.03, 0.1, 0.3, 0.8]) * day.uniform(0.5, 1.3, 3),

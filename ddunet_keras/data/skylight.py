@@ -266,7 +266,7 @@ def _stars(rays, photo):
     """Stars of power-law brightness, in airglows of a pixel, (h, w, 3)."""
     height, width = rays.shape[1:]
     side = min(height, width)
-    count = int(10 ** photo.uniform(1.0, 3.2) * (side / 256) * height * width / side**2)
+    count = int(10 ** photo.uniform(1.5, 3.3) * (side / 256) * height * width / side**2)
     flux = photo.uniform(size=count).clip(BRIGHTEST_STAR**-STAR_SLOPE) ** (-1 / STAR_SLOPE)
     color = photo.normal(1, 0.12, (count, 3))
     image = np.zeros((height, width, 3), np.float32)

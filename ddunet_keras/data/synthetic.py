@@ -23,8 +23,10 @@ TIMES = ("day", "dusk", "night")
 TIME_SHARES = (0.3, 0.2, 0.5)
 """How often each of `TIMES` is drawn."""
 
-CLOUD_OPACITY = 0.25
-"""A pixel is cloud where clouds hide at least this share of the sky behind them."""
+SKY_OPACITY = 0.15
+CLOUD_OPACITY = 0.4
+"""A pixel is sky where clouds hide less of the sky behind them than the first share, and cloud from
+the second on. Veils in between are ignored: people who paint masks differ on them."""
 
 THICK_OPACITY = 0.7
 """With three classes, cloud is thick where clouds hide at least this share."""
@@ -55,12 +57,12 @@ def synthetic_sky(
         image_size: (height, width), each at least 16.
         time: "day", "dusk" or "night"; drawn by `seed` if None.
         view: "patch", some 25 to 80 degrees of the sky; "fisheye", all of it in a circle; "wide",
-            that circle cut off by the photo's edges; drawn by `seed` if None. `IGNORE` stands
-            around the circle, and where trees, houses or a strip of text hide the sky.
+            that circle cut off by the photo's edges; drawn by `seed` if None.
         num_classes: 2 (sky, cloud) or 3 (sky, thin cloud, thick cloud).
 
     Returns:
-        image, uint8 (h, w, 3), RGB; labels, uint8 (h, w), with 255 (`IGNORE`).
+        image, uint8 (h, w, 3), RGB; labels, uint8 (h, w), with 255 (`IGNORE`) around the circle,
+        where trees, houses or a strip of text hide the sky, and on thin veils.
 
     Raises:
         ValueError: an argument is out of range.
@@ -182,6 +184,7 @@ def _render(day, capture, photo, image_size, time, view, num_classes):
     labels = (opacity >= CLOUD_OPACITY).astype(np.uint8)
     if num_classes == 3:
         labels += opacity >= THICK_OPACITY
-    labels[~is_sky] = IGNORE
+    is_veil = (opacity >= SKY_OPACITY) & (opacity < CLOUD_OPACITY)
+    labels[is_veil | ~is_sky] = IGNORE
     radiance = paint(rays, light, clouds, weather, time, photo)
     return develop(radiance, is_sky, camera, time, photo), labels

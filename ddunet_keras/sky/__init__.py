@@ -11,7 +11,9 @@ from ddunet_keras.sky.cover import (
     cloud_cover,
     segment,
 )
-from ddunet_keras.sky.horizon import check_horizon, horizon_mask
+from ddunet_keras.sky.horizon import Disc, Horizon, check_horizon, find_horizon, horizon_mask
+from ddunet_keras.sky.learned_horizon import LearnedHorizon, learn_horizon, show_horizon
+from ddunet_keras.sky.zones import check_zone, zone_mask
 
 __all__ = [
     "CLOUD_COLORS",
@@ -19,10 +21,18 @@ __all__ = [
     "NOT_VALID",
     "ROUNDING",
     "CloudCover",
+    "Disc",
+    "Horizon",
+    "LearnedHorizon",
     "Segmentation",
     "check_horizon",
+    "check_zone",
     "class_names",
     "cloud_cover",
+    "find_horizon",
     "horizon_mask",
+    "learn_horizon",
     "segment",
+    "show_horizon",
+    "zone_mask",
 ]

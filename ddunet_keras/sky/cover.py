@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 
 from ddunet_keras.files import IGNORE
 from ddunet_keras.images import as_photo, resize_probabilities
-from ddunet_keras.sky.horizon import horizon_mask
+from ddunet_keras.sky.horizon import Disc, find_horizon
+from ddunet_keras.sky.zones import zone_mask
 
 CLOUD_COLORS = (
     (204, 0, 140),
@@ -167,6 +168,8 @@ class Segmentation:
         valid: boolean (h, w), True where the photo shows sky; everywhere by default.
         threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
             none, the likeliest class counts.
+        disc: of a whole-sky photo, where the horizon tells it; None where there is none, or where
+            "auto" found none (then all of the photo counts).
 
     Raises:
         ValueError: an argument has another shape, type or range.
@@ -183,6 +186,7 @@ class Segmentation:
     probabilities: np.ndarray
     valid: np.ndarray = None  # type: ignore[assignment]  # becomes an array in __post_init__
     threshold: float = 0.5
+    disc: Disc | None = None
 
     def __post_init__(self) -> None:
         self.image = as_photo(self.image)
@@ -236,6 +240,25 @@ class Segmentation:
     def cloud_cover(self) -> CloudCover:
         """Cloud cover of the valid pixels."""
         return cloud_cover(self.labels)
+
+    def zone_cover(self, zone: Any) -> CloudCover:
+        """Cloud cover of the valid pixels in a part of the photo.
+
+        Args:
+            zone: "zenith:DEGREES" (for a photo with a `disc`), "circle:x,y,r", a mask file or a
+                boolean array; see `ddunet_keras.sky.zone_mask`.
+
+        Raises:
+            DataError: the zone cannot be placed.
+
+        Example:
+
+        >>> image = np.zeros((2, 2, 3), np.uint8)
+        >>> result = Segmentation(image, np.array([[0.1, 0.2], [0.3, 0.9]]))
+        >>> result.zone_cover(np.array([[False, False], [True, True]])).percent
+        50.0
+        """
+        return cloud_cover(self.labels, zone_mask(zone, self.image.shape[:2], self.disc))
 
     def overlay(self, alpha: float = 0.45) -> np.ndarray:
         """The photo with clouds tinted, classes outlined and what is not valid darkened.
@@ -326,6 +349,6 @@ def segment(
         raise ValueError(f"`channel_order` must be 'rgb' or 'bgr'. Received: {channel_order!r}")
     if channel_order == "bgr":
         photo = np.ascontiguousarray(photo[..., ::-1])
-    valid = horizon_mask(horizon, photo)
+    valid, disc = find_horizon(horizon, photo)
     probabilities = resize_probabilities(predictor(photo), photo.shape[:2])
-    return Segmentation(photo, probabilities, valid, threshold)
+    return Segmentation(photo, probabilities, valid, threshold, disc=disc)

@@ -1,0 +1,88 @@
+"""`ddunet horizon`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ddunet_keras.cli.console import fail, progress
+from ddunet_keras.cli.options import command
+from ddunet_keras.files import DataError, check_writable, write_image
+from ddunet_keras.prediction import find_photos
+from ddunet_keras.sky import learn_horizon, show_horizon
+from ddunet_keras.sky.reading import read_image
+
+
+def run_horizon(arguments: argparse.Namespace) -> None:
+    out = arguments.out
+    if out.suffix.lower() != ".png":
+        raise DataError(f"{out}: the mask is a .png file, which loses nothing")
+    if out.exists():
+        raise DataError(f"{out}: exists, and may have been edited; give another name or delete it")
+    picture = out.with_name(f"{out.stem}_on_frame.jpg")
+    for path in (out, picture):
+        check_writable(path)
+    photos = list(find_photos(arguments.inputs).values())
+    folders = {os.path.realpath(path) for path in arguments.inputs if path.is_dir()}
+    if os.path.realpath(out.parent) in folders:  # a second run would take the mask for a frame
+        raise DataError(f"{out}: frames are read from this folder; give another for the mask")
+    read: list[Path] = []
+    found = learn_horizon(_frames(photos, read))
+    write_image(out, found.mask.astype(np.uint8) * np.uint8(255))
+    write_image(picture, show_horizon(read_image(read[found.clearest]), found.mask))
+    print(f"{found.frames} frames: {100 * found.mask.mean():.1f} % of the picture is sky")
+    if found.disc is not None:
+        disc = found.disc
+        radius = min(disc.radius_x, disc.radius_y)
+        print(f"disc of the fisheye: circle:{disc.x:.0f},{disc.y:.0f},{radius:.0f}")
+    print(f"wrote {out}: white is sky; look at {picture.name}, and edit the mask where it is wrong")
+
+
+def _frames(photos: list[Path], read: list[Path]) -> Iterator[np.ndarray]:
+    """The frames that can be read, one at a time; `read` gets their paths."""
+    show = progress("looked at")
+    size = None
+    for done, path in enumerate(photos, 1):
+        try:
+            frame = read_image(path)
+        except DataError as error:  # one bad frame of hundreds is no reason to stop
+            fail(error)
+        else:
+            height, width = frame.shape[:2]
+            size = size or (height, width)
+            if size != (height, width):
+                raise DataError(
+                    f"{path}: {width}x{height} pixels, {read[0]} has {size[1]}x{size[0]}; give "
+                    "frames of one camera and size"
+                )
+            read.append(path)
+            yield frame
+        if show is not None:
+            show(done, len(photos))
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    option = command(
+        commands,
+        "horizon",
+        run_horizon,
+        "find what never is sky in frames of one camera: a mask for predict --horizon",
+    )
+    option(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="FRAME|FOLDER",
+        help="some dozen frames of many days and hours, or folders of them",
+    )
+    option(
+        "--out",
+        type=Path,
+        default=Path("horizon.png"),
+        metavar="FILE",
+        help="mask to write, white where there is sky; FILE_on_frame.jpg beside it shows it",
+    )
