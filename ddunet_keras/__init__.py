@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; the names and modules of _HOME
+    from ddunet_keras.adaptation import adapt
     from ddunet_keras.benchmarks import ablate, benchmark
     from ddunet_keras.data.augmentation import Augmentation
     from ddunet_keras.data.datasets import Dataset, open_dataset
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.layers import DMSC, DWBG
     from ddunet_keras.model import DDUNet, load_model
     from ddunet_keras.presets import PRESETS
-    from ddunet_keras.recipes import RECIPES, AblationConfig, Recipe, TrainingConfig
+    from ddunet_keras.recipes import RECIPES, AblationConfig, AdaptConfig, Recipe, TrainingConfig
     from ddunet_keras.reference import load_paddle_weights
     from ddunet_keras.segmenter import Segmenter
     from ddunet_keras.sky import CloudCover, Segmentation, cloud_cover, horizon_mask, learn_horizon
@@ -51,7 +52,9 @@ _HOME = {
     "Recipe": "recipes",
     "TrainingConfig": "recipes",
     "AblationConfig": "recipes",
+    "AdaptConfig": "recipes",
     "train": "training",
+    "adapt": "adaptation",
     "evaluate": "evaluation",
     "benchmark": "benchmarks",
     "ablate": "benchmarks",
@@ -83,6 +86,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "PRESETS",
     "RECIPES",
     "AblationConfig",
+    "AdaptConfig",
     "Augmentation",
     "CloudCover",
     "ConversionConfig",
@@ -99,6 +103,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "TrainingConfig",
     "__version__",
     "ablate",
+    "adapt",
     "benchmark",
     "cloud_cover",
     "convert",

@@ -8,6 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ddunet_keras.data.augmentation import Augmentation
 from ddunet_keras.data.datasets import LAYOUTS
 from ddunet_keras.data.splits import PROTOCOLS, Split
@@ -221,8 +223,8 @@ class _WeightsRule(FilePath):
     """A file of weights, or that of the preset of this name."""
 
     def check(self, name, value):
-        if value in PRESETS and not Path(value).exists():
-            return preset_file(value)
+        if str(value) in PRESETS and not Path(value).exists():
+            return preset_file(str(value))
         return super().check(name, value)
 
 
@@ -373,3 +375,102 @@ class AblationConfig:
 
     def __post_init__(self):
         check_settings(self)
+
+
+class _HorizonRule(Rule):
+    words = "a mask picture, 'circle:x,y,r' or 'auto'"
+
+    def check(self, name, value):
+        if not isinstance(value, (str, Path, np.ndarray)):
+            self._refuse(name, value)
+        return value
+
+
+@document_settings
+@dataclasses.dataclass(frozen=True)
+class AdaptConfig:
+    """All settings of `ddunet_keras.adapt` and of `ddunet adapt`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+
+    >>> AdaptConfig("ddunet_c8", "my_frames", "run").minutes
+    10.0
+    >>> AdaptConfig("ddunet_c8", "my_frames", "run", held_back=0.9)
+    Traceback (most recent call last):
+    ValueError: `held_back` must be a share from 0 to 0.5. Received: held_back=0.9
+    """
+
+    model: Path = setting(
+        _WeightsRule(),
+        help=f"a .keras file, or {' or '.join(PRESETS)}, to go on from",
+        metavar="MODEL",
+        positional=True,
+    )
+    data: Path = setting(
+        PATH,
+        help="folder of frames with masks, or with frames.csv: clear, overcast or percent",
+        metavar="FRAMES",
+        positional=True,
+    )
+    out: Path = setting(PATH, help="folder for the model, settings and report", metavar="RUN")
+    layout: str | None = setting(
+        Choice(tuple(LAYOUTS)), None, help="layout of FRAMES with masks (default: detected)"
+    )
+    horizon: Any = setting(
+        _HorizonRule(),
+        None,
+        help="where frames show sky: a mask picture (white is sky), a circle in pixels, or auto",
+        metavar="MASK|circle:x,y,r|auto",
+    )
+    held_back: float = setting(
+        Number(float, 0, 0.5, "a share from 0 to 0.5"),
+        0.25,
+        help="share of the frames to report on; 0 trains on all and reports nothing honest",
+        metavar="SHARE",
+    )
+    minutes: float = setting(
+        Number(float, 0.01, 1440, "from 0.01 to 1440 minutes"),
+        10.0,
+        help="time for the training",
+        metavar="MIN",
+    )
+    steps: int | None = setting(
+        POSITIVE, None, help="batches to train on, in place of --minutes: repeatable", metavar="N"
+    )
+    image_size: tuple[int, int] = setting(
+        ImageSize(16), (160, 160), help="size of the training images", metavar="H,W"
+    )
+    batch_size: int = setting(
+        Number(int, 2, 10**4, "an integer from 2"), 16, help="images in a batch", metavar="N"
+    )
+    own_share: float = setting(
+        Number(float, 0.05, 0.95, "a share from 0.05 to 0.95"),
+        0.5,
+        help="share of a batch that is own frames; the rest is synthetic skies",
+        metavar="SHARE",
+    )
+    skies: int = setting(
+        Number(int, 8, 10**5, "an integer from 8"),
+        240,
+        help="synthetic skies on which the model shall stay as it is",
+        metavar="N",
+    )
+    learning_rate: float = setting(
+        Number(float, 1e-9, 1, "a number above 0, up to 1"), 5e-4, help="the highest", metavar="R"
+    )
+    seed: int = setting(SEED, 0, help="seed of order and augmentation", metavar="N")
+
+    def __post_init__(self):
+        check_settings(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as `run.json` holds them; of a preset its file's name."""
+        values = {
+            field.name: as_json(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
+        values["model"] = self.model.name
+        values["horizon"] = "array" if isinstance(self.horizon, np.ndarray) else self.horizon
+        return values

@@ -113,15 +113,14 @@ def test_labels_follow_what_is_seen():
 
 def test_fisheye_is_a_disc_that_the_horizon_finds():
     agreements = []
-    for image, labels in skies(120, (96, 120), time="day", view="fisheye"):
+    for image, labels in skies(40, (96, 120), time="day", view="fisheye"):
         valid = labels != IGNORE
         assert not valid[[0, 0, -1, -1], [0, -1, 0, -1]].any()
-        ground_is_bright = image[~valid].mean() > 25
-        if ground_is_bright or (labels == 1).any():  # veils are ignored, too
+        if image[~valid].mean() > 25:  # bright ground
             continue
         found = horizon_mask("auto", image)
         agreements.append((found & valid).sum() / (found | valid).sum())
-    assert len(agreements) >= 8 and np.median(agreements) > 0.9
+    assert len(agreements) > 10 and np.median(agreements) > 0.9
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

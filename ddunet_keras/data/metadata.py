@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from ddunet_keras.data.layouts import stem
-from ddunet_keras.files import DataError, list_folder, read_text
+from ddunet_keras.files import DataError, StrPath, list_folder, read_text
 
 FILE_NAMES = ("metadata.csv", "metadata.txt")
 """Names that the file may have, in any case."""
@@ -48,36 +48,62 @@ def read_captures(root: Path, names: Collection[str]) -> dict[str, Capture]:
         raise DataError(f"{root}: {' and '.join(p.name for p in files)}: keep one of them")
     path = files[0]
     captures: dict[str, Capture] = {}
-    key = ""
-    for line, key, cells in _read_rows(path):
+    header, rows = read_table(path)
+    key = _name_column(header, path)
+    for line, cells in rows:
         name = _image_name(cells[key], names)
         capture = (_date(cells, path, line), _time(cells))
         if captures.setdefault(name, capture) != capture:
             raise DataError(f"{path}: line {line} gives {name} a second date or time; keep one")
     if captures.keys().isdisjoint(names):
-        column = f"column {key!r}" if key else "the table"
-        raise DataError(f"{path}: {column} names none of the {len(names)} images")
+        raise DataError(f"{path}: column {key!r} names none of the {len(names)} images")
     return captures
 
 
-def _read_rows(path) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Line number, heading of the name's column, and the cells by heading, of each row."""
+def read_table(path: StrPath) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """A small table, separated by commas, semicolons or tabs, with a header.
+
+    Args:
+        path: of a UTF-8 text.
+
+    Returns:
+        The headings in lower case, and for each row that is not empty its line number and its cells
+        by heading, read as it is asked for.
+
+    Raises:
+        DataError: the file cannot be read or is no table. A row of too few or too many cells raises
+            it when it is asked for.
+
+    Example:
+
+    >>> _ = (tmp / "frames.csv").write_text("name;sky\\nnoon.jpg;clear\\n")
+    >>> header, rows = read_table(tmp / "frames.csv")
+    >>> header, list(rows)
+    (['name', 'sky'], [(2, {'name': 'noon.jpg', 'sky': 'clear'})])
+    """
     text = read_text(path)
     first_line = text.partition("\n")[0]
     delimiter = max(",;\t", key=first_line.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [cell.strip().lower() for cell in next(rows, [])]
-        key = _name_column(header, path)
-        for row in rows:
+        header = [cell.strip().lower() for cell in next(lines, [])]
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable table ({error})") from None
+    return header, _rows(lines, header, path)
+
+
+def _rows(lines, header, path):
+    try:
+        for row in lines:
             cells = [cell.strip() for cell in row]
             if not any(cells):
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{path}: line {rows.line_num} has {len(cells)} cells, the header {len(header)}"
+                    f"{path}: line {lines.line_num} has {len(cells)} cells, the header "
+                    f"{len(header)}"
                 )
-            yield rows.line_num, key, dict(zip(header, cells, strict=True))
+            yield lines.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}: not a readable table ({error})") from None
 

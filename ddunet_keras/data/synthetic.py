@@ -23,10 +23,9 @@ TIMES = ("day", "dusk", "night")
 TIME_SHARES = (0.3, 0.2, 0.5)
 """How often each of `TIMES` is drawn."""
 
-SKY_OPACITY = 0.15
-CLOUD_OPACITY = 0.4
-"""A pixel is sky where clouds hide less of the sky behind them than the first share, and cloud from
-the second on. Veils in between are ignored: people who paint masks differ on them."""
+CLOUD_OPACITY = 0.35
+"""A pixel is cloud where clouds hide at least this share of the sky behind them. People who paint
+masks leave out thinner veils."""
 
 THICK_OPACITY = 0.7
 """With three classes, cloud is thick where clouds hide at least this share."""
@@ -61,8 +60,8 @@ def synthetic_sky(
         num_classes: 2 (sky, cloud) or 3 (sky, thin cloud, thick cloud).
 
     Returns:
-        image, uint8 (h, w, 3), RGB; labels, uint8 (h, w), with 255 (`IGNORE`) around the circle,
-        where trees, houses or a strip of text hide the sky, and on thin veils.
+        image, uint8 (h, w, 3), RGB; labels, uint8 (h, w), with 255 (`IGNORE`) around the circle
+        and where trees, houses or a strip of text hide the sky.
 
     Raises:
         ValueError: an argument is out of range.
@@ -184,7 +183,6 @@ def _render(day, capture, photo, image_size, time, view, num_classes):
     labels = (opacity >= CLOUD_OPACITY).astype(np.uint8)
     if num_classes == 3:
         labels += opacity >= THICK_OPACITY
-    is_veil = (opacity >= SKY_OPACITY) & (opacity < CLOUD_OPACITY)
-    labels[is_veil | ~is_sky] = IGNORE
+    labels[~is_sky] = IGNORE
     radiance = paint(rays, light, clouds, weather, time, photo)
     return develop(radiance, is_sky, camera, time, photo), labels
