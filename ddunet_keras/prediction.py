@@ -47,7 +47,7 @@ class Model(Protocol):
     """What segments a photo: `DDUNet`, `Segmenter`, or anything with this method."""
 
     def segment(
-        self, image: np.ndarray, threshold: float, horizon: Any, force: bool
+        self, image: np.ndarray, threshold: float, horizon: Any, *, force: bool
     ) -> Segmentation:
         """Finds the clouds in uint8 (h, w, 3); see `ddunet_keras.sky.segment`."""
 

@@ -51,7 +51,7 @@ HIDDEN = 16
 STEPS = 300
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 3e-3
-REFUSED_SKIES = 0.009
+REFUSED_SKIES = 0.006
 """Share of the skies fitted to that the threshold refuses. Most of these are changed harder than
 cameras do; of photos as they are, hardly any is refused."""
 

@@ -23,8 +23,11 @@ from ddunet_keras.sky.description import describe
 SIDE = 128
 """Longer side of the small picture that is looked at, pixels."""
 
-MIN_SIDE = 16
-"""Shorter side of the small picture below which the classifier says nothing, pixels."""
+MIN_SIDE = 64
+"""Shorter side of a frame below which the classifier says nothing, pixels."""
+
+MIN_SMALL_SIDE = 16
+"""The same of the small picture: of panoramas."""
 
 BLACK_LEVEL = 4
 """A pixel with a channel above it has light; 0 to 255, as all levels here."""
@@ -83,7 +86,7 @@ class FrameQuality:
         reason: why it cannot, one of `REASONS`; None if it can.
         sky_likeness: how much it looks like the frames of the sky that the classifier was fitted
             to, as logarithm of odds; its threshold is 0. None where a rule decided, or the frame is
-            too narrow to be described.
+            too small or narrow.
     """
 
     reason: str | None = None
@@ -131,7 +134,7 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
         reason = NO_SKY
     if reason is not None:
         return FrameQuality(reason)
-    if min(pixels.shape[:2]) < MIN_SIDE:
+    if min(image.shape[:2]) < MIN_SIDE or min(pixels.shape[:2]) < MIN_SMALL_SIDE:
         return FrameQuality()
     likeness = sky_likeness(describe(pixels, small_valid))
     return FrameQuality(None if likeness >= 0 else NO_SKY, likeness)
@@ -234,10 +237,10 @@ def is_drawing(image: np.ndarray, valid: np.ndarray | None = None) -> bool:
         both_valid = valid_lines[::every, 1:] & valid_lines[::every, :-1]
         same_end = (dark[:, 1:] & dark[:, :-1]) | (white[:, 1:] & white[:, :-1])
         step = step[both_valid & ~same_end]
-        pairs += np.count_nonzero(both_valid)
+        pairs += int(np.count_nonzero(both_valid))
         compared += step.size
-        equal += np.count_nonzero(step == 0)
-        edges += np.count_nonzero(step > HARD_STEP)
+        equal += int(np.count_nonzero(step == 0))
+        edges += int(np.count_nonzero(step > HARD_STEP))
     if compared < max(COMPARED_PART * pairs, 1) or equal < EQUAL_PART * compared:
         return False
     return bool(edges >= HARD_PART * (compared - equal))
