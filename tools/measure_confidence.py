@@ -1,7 +1,7 @@
 """Compares signs of a wrong cloud cover, and fits the confidence to the one that ships.
 
     python tools/measure_confidence.py ../shared/data/swinyseg-base ../shared/data/wsiseg-240 \\
-        [--cameras ../shared/data/cameras] [--model FILE.tflite]
+        [--cameras ../shared/data/cameras] [--model FILE]
 
 It takes photos that the model was not trained on, as they are and as other cameras would show them,
 compares predicted and true cloud cover, and prints how well each sign ranks the errors. Then it
@@ -60,13 +60,13 @@ def of_camera(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield dataset.load(sample)
 
 
-def measure(segmenter: dd.Segmenter, frames) -> dict[str, np.ndarray]:
+def measure(segmenter: dd.Segmenter | dd.DDUNet, frames) -> dict[str, np.ndarray]:
     """Absolute error of the cover and signs of it, by name, of all usable frames."""
     rows = []
     for image, labels in frames:
         valid = labels != IGNORE
         quality = frame_quality(image, valid)
-        if not (quality.usable and valid.any()):
+        if quality.sky_likeness is None or not quality.usable:
             continue
         seen = blacken(image, valid)
         small_valid = resize_labels(valid.view(np.uint8), segmenter.image_shape[:2]).astype(bool)
@@ -79,10 +79,9 @@ def measure(segmenter: dd.Segmenter, frames) -> dict[str, np.ndarray]:
         probabilities, found = cover(seen)
         others = [cover((seen * e).clip(0, 255).astype(np.uint8))[1] for e in EXPOSURES]
         row = {"error": abs(found - float(np.mean(labels[valid] > 0)))}
-        row |= doubts(probabilities[small_valid], 0.5)
+        row |= doubts(probabilities[small_valid], 0.5, quality.sky_likeness)
         row["darker"] = abs(others[0] - found)
         row["darker or brighter"] = max(abs(other - found) for other in others)
-        row["unlike a sky"] = -quality.sky_likeness
         rows.append(row)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -117,9 +116,16 @@ def fit_confidence(table: dict[str, np.ndarray], names: list[str]) -> dict:
     features = np.column_stack([table[name] for name in names])
     weights = fit_logistic(features, table["error"] <= OKTA)
     falling = [name for name, weight in zip(names, weights[:-1], strict=True) if weight < 0]
+    if not falling:
+        raise ValueError("no sign of doubt goes with errors: the model is sure where it is wrong")
     if len(falling) < len(names):
         return fit_confidence(table, falling)
-    return {"names": names, "weights": weights[:-1].tolist(), "bias": float(weights[-1])}
+    return {
+        "names": names,
+        "weights": weights[:-1].tolist(),
+        "bias": float(weights[-1]),
+        "averages": {name: float(table[name].mean()) for name in names},
+    }
 
 
 def confidence_of(table: dict[str, np.ndarray], model: dict) -> np.ndarray:
@@ -160,12 +166,13 @@ def main() -> None:
     parser.add_argument("wsiseg", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take one of so many photos: quicker")
     parser.add_argument("--cameras", type=Path, help="folder with the sets of `ddunet benchmark`")
-    parser.add_argument("--model", type=Path, help="a .tflite file (default: the one that ships)")
+    parser.add_argument("--model", type=Path, help="a .tflite or .keras file (default: what ships)")
     arguments = parser.parse_args()
-    segmenter = dd.Segmenter(arguments.model)
+    keras = arguments.model and arguments.model.suffix == ".keras"
+    segmenter = (dd.load_model if keras else dd.Segmenter)(arguments.model)
     table = measure(segmenter, held_back(arguments.swinyseg, arguments.wsiseg, arguments.every))
     print_signs("held-back photos", table)
-    names = list(doubts(np.full(1, 0.5), 0.5))
+    names = list(doubts(np.full(1, 0.5), 0.5, 0.0))
     model = fit_confidence(table, names)
     print_calibration("held-back photos", table["error"], confidence_of(table, model))
     write_json(COEFFICIENTS, model)

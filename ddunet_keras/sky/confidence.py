@@ -19,11 +19,15 @@ _LITTLE = 1e-3  # keeps logarithms finite
 
 
 def cover_confidence(
-    probabilities: np.ndarray, valid: np.ndarray, threshold: float = 0.5
+    probabilities: np.ndarray,
+    valid: np.ndarray,
+    threshold: float = 0.5,
+    sky_likeness: float | None = None,
 ) -> float | None:
     """Confidence in a cloud cover: the probability that it is right within one okta.
 
-    It is estimated from the probabilities of one inference. How, and how well it does, is in
+    It is estimated by logistic regression from the probabilities of one inference, and from how
+    much the frame looks like those that the model was trained on. How well it does, is in
     `docs/camera.md`; `tools/measure_confidence.py` fits it.
 
     Args:
@@ -31,6 +35,7 @@ def cover_confidence(
             is sky; 0 to 1; at the network's own size.
         valid: boolean (height, width), True where the photo shows sky, of any size.
         threshold: from which a pixel is cloud.
+        sky_likeness: from `frame_quality`; None: not known, and taken for an average one.
 
     Returns:
         0 to 1. None where it cannot be known: no pixel is valid, or the network gives a mask and no
@@ -53,29 +58,38 @@ def cover_confidence(
     if known.size == 0 or is_mask:
         return None
     model = _coefficients()
-    signs = doubts(known, threshold)
-    return float(logistic(np.array([signs[name] for name in model["names"]]), model))
+    signs = doubts(known, threshold, sky_likeness)
+    averages = model["averages"]
+    features = [signs.get(name, averages[name]) for name in model["names"]]
+    return float(logistic(np.array(features), model))
 
 
-def doubts(cloud: np.ndarray, threshold: float) -> dict[str, float]:
+def doubts(
+    cloud: np.ndarray, threshold: float = 0.5, sky_likeness: float | None = None
+) -> dict[str, float]:
     """Signs of a wrong cloud cover; the larger, the more doubtful.
 
     Args:
         cloud: probabilities of cloud, of the valid pixels, (n,).
         threshold: from which a pixel is cloud.
+        sky_likeness: from `frame_quality`.
 
     Returns:
-        By name, logarithms of: "undecided", the mean probability of the less likely class; and
-        "between", the share of pixels that would change with the threshold half way to 0 or 1.
+        By name: "undecided", the logarithm of the mean probability of the less likely class;
+        "between", that of the share of pixels that would change with the threshold half way to 0 or
+        1; and, if it is known, "unlike a sky", the sky's likeness with its sign changed.
     """
     low = 0.5 * threshold
     high = 0.5 * (1 + threshold)
     undecided = float(np.minimum(cloud, 1 - cloud).mean())
     between = float(np.mean((cloud >= low) & (cloud < high)))
-    return {
+    signs = {
         "undecided": float(np.log(undecided + _LITTLE)),
         "between": float(np.log(between + _LITTLE)),
     }
+    if sky_likeness is not None:
+        signs["unlike a sky"] = -sky_likeness
+    return signs
 
 
 def logistic(features: np.ndarray, model: Mapping[str, Any]) -> np.ndarray:

@@ -393,11 +393,14 @@ def segment(
     if channel_order == "bgr":
         photo = np.ascontiguousarray(photo[..., ::-1])
     valid, disc = find_horizon(horizon, photo)
-    reason = frame_quality(photo, valid).reason
+    quality = frame_quality(photo, valid)
+    reason = quality.reason
     if reason is not None and not force:
         return Segmentation(photo, None, valid, threshold, disc, reason)
     small = predictor(photo if valid.all() else blacken(photo, valid))
-    confidence = cover_confidence(small, valid, threshold) if reason is None else 0.0
+    confidence: float | None = 0.0
+    if quality.usable:
+        confidence = cover_confidence(small, valid, threshold, quality.sky_likeness)
     probabilities = resize_probabilities(small, photo.shape[:2])
     return Segmentation(photo, probabilities, valid, threshold, disc, reason, confidence)
 
