@@ -8,7 +8,7 @@ import pytest
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALL = {
     "01_train": {"IMAGE_SIZE": (32, 32), "BASE_CHANNELS": 2, "EPOCHS": 1, "SKIES": 24},
-    "02_quantize": {"SIZE": (32, 32), "BASE_CHANNELS": 2, "EPOCHS": 12, "SKIES": 64},
+    "02_quantize": {"SIZE": (64, 64), "SKIES": 128},
     "03_sky_camera": {"SKIES": 6},
 }
 SHOWN = {"01_train": "protocol", "02_quantize": "TFLM equals", "03_sky_camera": "_overlay.jpg"}
