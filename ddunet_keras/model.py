@@ -312,6 +312,7 @@ class DDUNet(keras.Model):
         threshold: float = 0.5,
         horizon: Any = None,
         channel_order: str = "rgb",
+        force: bool = False,
     ) -> Segmentation:
         """Finds the clouds in one photo.
 
@@ -321,21 +322,22 @@ class DDUNet(keras.Model):
             horizon: None, "auto", "circle:x,y,r" (pixels of the photo), a mask file or a boolean
                 array; outside it nothing counts. See `ddunet_keras.sky.horizon_mask`.
             channel_order: "rgb", or "bgr" as OpenCV reads.
+            force: find clouds in a photo that says nothing of the sky, too, such as a black one.
 
         Returns:
             `ddunet_keras.sky.Segmentation`: `mask`, `cloud_cover`, `overlay()`, all at the photo's
-            own size.
+            own size; `usable`, `reason` and `confidence`.
 
         Raises:
             ValueError: the image is not uint8 (h, w, 3), or another argument is out of its range.
 
         Example:
 
-        >>> photo = np.zeros((40, 60, 3), "uint8")
+        >>> photo, _ = dd.synthetic_sky(0, (40, 60))
         >>> DDUNet(image_shape=(32, 48, 3), base_channels=2).segment(photo).mask.shape
         (40, 60)
         """
-        return segment(self.predict_probabilities, image, threshold, horizon, channel_order)
+        return segment(self.predict_probabilities, image, threshold, horizon, channel_order, force)
 
 
 def _check_image_shape(image_shape):

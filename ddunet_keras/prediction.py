@@ -46,7 +46,9 @@ MAX_NAME_BYTES = 200
 class Model(Protocol):
     """What segments a photo: `DDUNet`, `Segmenter`, or anything with this method."""
 
-    def segment(self, image: np.ndarray, threshold: float, horizon: Any) -> Segmentation:
+    def segment(
+        self, image: np.ndarray, threshold: float, horizon: Any, *, force: bool
+    ) -> Segmentation:
         """Finds the clouds in uint8 (h, w, 3); see `ddunet_keras.sky.segment`."""
 
 
@@ -164,6 +166,7 @@ def predict_files(
     *,
     threshold: float = 0.5,
     horizon: Any = None,
+    force: bool = False,
     zones: Sequence[str] = (),
     overlay: bool = True,
     reading: ReadOptions | None = None,
@@ -177,10 +180,10 @@ def predict_files(
     removes the partial files that killed processes left there.
 
     Args:
-        model: has `segment(image, threshold=, horizon=)`, as `DDUNet` does.
+        model: has `segment(image, threshold=, horizon=, force=)`, as `DDUNet` does.
         photos: name -> path, from `find_photos`, or the content of a file.
         out: a folder, made if missing. What it holds of the same name is replaced.
-        threshold, horizon: as in `DDUNet.segment`.
+        threshold, horizon, force: as in `DDUNet.segment`.
         zones: parts of the sky whose cover is told beside that of the whole, as in
             `Segmentation.zone_cover`.
         overlay: whether to write overlays.
@@ -190,11 +193,13 @@ def predict_files(
     Yields:
         A dict for each photo, in order: image (path, or `STDIN`), taken and taken_from (as
         `ddunet_keras.sky.reading.Photo`), mask and overlay (names of files in `out`),
-        height, width, cloud_cover (`Segmentation.to_dict`: fraction, percent, okta,
-        valid_fraction), zones (the same of each zone; None where "auto" found no disc to place it
-        in), threshold, horizon, disc (centre and radii, pixels; None where there is none or "auto"
-        found none) and seconds (to read and segment the photo).
-        For a photo that cannot be used: image and error. The others go on.
+        height, width, cloud_cover (fraction, percent, okta, valid_fraction), usable, reason,
+        confidence (as in `Segmentation`), zones (the cover of each zone; None where "auto" found no
+        disc to place it in), threshold, horizon, disc (centre and radii, pixels; None where there
+        is none or "auto" found none) and seconds (to read and segment the photo).
+        For a photo that says nothing of the sky, usable is False, the numbers of its cloud cover
+        are None, and it has neither mask nor overlay, unless `force` is given.
+        For a photo that cannot be read: image and error. The others go on.
 
     Raises:
         DataError: `out` is a folder that photos come from (results must not become inputs), or it
@@ -216,7 +221,7 @@ def predict_files(
     for zone in zones:
         check_zone(zone, horizon)
     remove_partial_files(out)
-    settings = {"threshold": threshold, "horizon": horizon}
+    settings = {"threshold": threshold, "horizon": horizon, "force": force}
     reading = reading or ReadOptions()
     records = []
     try:
@@ -241,36 +246,40 @@ def _predict_file(model, read, out, name, settings, zones, overlay):
     """One photo's results; a function of its own, so that its arrays go before the next photo."""
     start = time.perf_counter()
     photo = read()
-    horizon = settings["horizon"]
+    given = settings["horizon"]
+    horizon = given
     if photo.valid is not None:
-        valid, disc = find_horizon(horizon, photo.image)
+        valid, disc = find_horizon(given, photo.image)
         horizon = Horizon(valid & photo.valid, disc)
-    result = model.segment(photo.image, threshold=settings["threshold"], horizon=horizon)
+    result = model.segment(photo.image, **settings | {"horizon": horizon})
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
-    cover = result.to_dict()
-    disc = result.disc
-    zone_covers = {zone: _zone_cover(result, zone) for zone in zones}
-    record = {"taken": photo.taken, "taken_from": photo.taken_from, "mask": f"{name}_mask.png"}
-    del photo  # a large photo's memory
-    write_image(out / record["mask"], result.mask)
-    if overlay:
-        suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
-        record["overlay"] = f"{name}_overlay{suffix}"
-        picture = result.overlay()
-        del result  # a large photo's memory, before its overlay is compressed
-        write_image(out / record["overlay"], picture)
-    horizon = settings["horizon"]
-    return record | {
+    about = {
+        "taken": photo.taken,
+        "taken_from": photo.taken_from,
         "height": height,
         "width": width,
-        "cloud_cover": cover,
-        "zones": zone_covers,
+        **result.to_dict(),
+        "zones": {zone: _zone_cover(result, zone) for zone in zones},
         "threshold": settings["threshold"],
-        "horizon": "array" if isinstance(horizon, np.ndarray) else horizon,
-        "disc": None if disc is None else disc.to_dict(),
+        "horizon": "array" if isinstance(given, np.ndarray) else given,
+        "disc": None if result.disc is None else result.disc.to_dict(),
         "seconds": round(seconds, 4),
     }
+    del photo  # a large photo's memory
+    suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
+    names = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay{suffix}"}
+    if result.probabilities is None:
+        for stale in names.values():  # of another photo of this name
+            (out / stale).unlink(missing_ok=True)
+        return about
+    write_image(out / names["mask"], result.mask)
+    if not overlay:
+        return {"mask": names["mask"]} | about
+    picture = result.overlay()
+    del result  # a large photo's memory, before its overlay is compressed
+    write_image(out / names["overlay"], picture)
+    return names | about
 
 
 def _zone_cover(result, zone):

@@ -68,7 +68,7 @@ class Segmenter:
 
     Example:
 
-    >>> photo = np.zeros((60, 80, 3), "uint8")
+    >>> photo, _ = dd.synthetic_sky(0, (60, 80))
     >>> Segmenter().segment(photo).mask.shape
     (60, 80)
     """
@@ -164,10 +164,15 @@ class Segmenter:
             )
 
     def segment(
-        self, image: np.ndarray, threshold: float = 0.5, horizon=None, channel_order: str = "rgb"
+        self,
+        image: np.ndarray,
+        threshold: float = 0.5,
+        horizon=None,
+        channel_order: str = "rgb",
+        force: bool = False,
     ) -> Segmentation:
         """Finds the clouds in one photo, as `ddunet_keras.sky.segment` says."""
-        return segment(self.predict_probabilities, image, threshold, horizon, channel_order)
+        return segment(self.predict_probabilities, image, threshold, horizon, channel_order, force)
 
 
 def check_segmenter(model: ModelT) -> tuple[str, int]:

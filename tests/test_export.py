@@ -21,7 +21,8 @@ from ddunet_keras.deploy.export import (
 )
 from ddunet_keras.files import IGNORE, DataError
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.sky import cloud_cover
+from ddunet_keras.sky import blacken, cloud_cover
+from ddunet_keras.sky.quality import find_flaw
 
 MICRO = Path(__file__).parents[1] / "tflite" / "micro"
 STUB = Path(__file__).parent / "data" / "tflm_stub.h"
@@ -192,6 +193,39 @@ def test_mask_and_cover(sky, channels, threshold, with_valid):
 
 
 @needs_gcc
+@pytest.mark.parametrize("with_valid", [False, True])
+@pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.3, 0.97, 1])
+@pytest.mark.parametrize("colours", [(0, 3), (3, 200), (255, 20), (128, 129), (128, 131)])
+def test_frames_without_information(sky, colours, share, with_valid):
+    """The same rules as in `ddunet_keras.sky`."""
+    random = np.random.default_rng(int(1000 * share))
+    pixels = np.full((64, 48, 3), colours[0], np.uint8)
+    pixels[random.random((64, 48)) < share] = colours[1]
+    pixels[0, 0] = random.integers(0, 256, 3)
+    valid = random.random((64, 48)) < 0.7 if with_valid else np.ones((64, 48), bool)
+    frame = (pixels.astype(int) - 128).astype(np.int8)
+    sky.sky_quality_name.restype = ctypes.c_char_p
+    valid_bytes = valid.astype(np.uint8)
+    where = pointer(valid_bytes) if with_valid else None
+    found = sky.sky_quality_name(sky.sky_check(pointer(frame), *size(64 * 48), where)).decode()
+    assert found == (find_flaw(pixels[valid]) or "usable")
+
+
+@needs_gcc
+def test_pixels_outside_the_horizon_become_black(sky):
+    random = np.random.default_rng(0)
+    frame = random.integers(-128, 128, (20, 30, 3)).astype(np.int8)
+    valid = random.random((20, 30)) < 0.5
+    expected = blacken((frame.astype(int) + 128).astype(np.uint8), valid).astype(int) - 128
+    unchanged = frame.copy()
+    sky.sky_blacken(pointer(unchanged), *size(600), None)
+    np.testing.assert_array_equal(unchanged, frame)
+    valid_bytes = valid.astype(np.uint8)
+    sky.sky_blacken(pointer(frame), *size(600), pointer(valid_bytes))
+    np.testing.assert_array_equal(frame, expected)
+
+
+@needs_gcc
 def test_okta_of_every_share(sky):
     for total in (8, 16, 17, 1000):
         mask = np.empty(total, np.uint8)
@@ -225,14 +259,15 @@ def test_the_application_compiles_and_runs(tmp_path, namespace):
     strict = [*STRICT, "-std=c++17", *include, space]
     run("g++", *strict, MICRO / "main.cc", *objects, "-o", target)
     frames = [gray_photo((16, 32), seed) for seed in range(2)]
-    done = run(target, input=b"".join(frame.tobytes() for frame in frames))
+    roof = np.zeros((16, 32, 3), np.uint8)
+    done = run(target, input=b"".join(frame.tobytes() for frame in [*frames, roof]))
     masks = np.frombuffer(done.stdout, np.uint8).reshape(2, 16, 32)
     clouds = np.stack(frames)[..., 0] >= 128
     np.testing.assert_array_equal(masks, clouds * 255)
     covers = [cloud_cover(mask) for mask in clouds]
     tenths = [math.floor(1000 * cover.fraction + 0.5) / 10 for cover in covers]
     said = [f"cloud cover {t} %, {c.okta} okta" for t, c in zip(tenths, covers, strict=True)]
-    assert done.stderr.decode().splitlines() == said
+    assert done.stderr.decode().splitlines() == [*said, "cannot tell: black"]
 
 
 # --- metadata

@@ -14,7 +14,7 @@ from ddunet_keras.sky.reading import read_image
 class Bright:
     """Stands in for a model: bright pixels are cloud."""
 
-    def segment(self, image, threshold=0.5, horizon=None):
+    def segment(self, image, threshold=0.5, horizon=None, force=False):
         valid = None
         if horizon is not None:
             valid = np.zeros(image.shape[:2], bool)
@@ -25,8 +25,9 @@ class Bright:
 class SkyModel:
     """Stands in for a model: takes what the package's own models take."""
 
-    def segment(self, image, threshold=0.5, horizon=None):
-        return segment(lambda photo: photo.mean(axis=-1) / 255, image, threshold, horizon)
+    def segment(self, image, threshold=0.5, horizon=None, force=False):
+        predictor = lambda photo: photo.mean(axis=-1) / 255  # noqa: E731
+        return segment(predictor, image, threshold, horizon, force=True)
 
 
 def photo(path, value=255, size=(24, 18), **options):

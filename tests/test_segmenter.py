@@ -12,6 +12,7 @@ from PIL import Image
 from random_tflite import Network
 from tiny_tflite import gray_photo, probabilities, tiny_tflite
 
+from ddunet_keras.data.synthetic import synthetic_sky
 from ddunet_keras.files import DataError, read_gray
 from ddunet_keras.images import resize_image, resize_probabilities
 from ddunet_keras.litert.model import add_operator, read_tflite, write_tflite
@@ -68,9 +69,10 @@ def test_segment_is_at_the_size_of_the_photo(file):
     segmenter = Segmenter(file())
     photo = np.random.default_rng(2).integers(0, 256, (50, 70, 3), np.uint8)
     result = segmenter.segment(photo, threshold=0.4, horizon="circle:30,20,15")
-    small = segmenter.predict_probabilities(resize_image(photo, (16, 32)))
-    np.testing.assert_array_equal(result.probabilities, resize_probabilities(small, (50, 70)))
     inside = np.hypot(np.arange(70) - 30, (np.arange(50) - 20)[:, None]) <= 15
+    seen = resize_image(np.where(inside[..., None], photo, np.uint8(0)), (16, 32))
+    small = segmenter.predict_probabilities(seen)
+    np.testing.assert_array_equal(result.probabilities, resize_probabilities(small, (50, 70)))
     clouds = np.where(result.probabilities >= 0.4, 255, 0)
     np.testing.assert_array_equal(result.mask, np.where(inside, clouds, 128))
     assert result.cloud_cover.fraction == pytest.approx((clouds[inside] == 255).mean())
@@ -360,7 +362,7 @@ def test_options_of_tflite_are_refused_for_keras(tmp_path, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_twelve_megapixels_fit_into_300_mb(tmp_path, file):
     # VmHWM: `ru_maxrss` of a child starts at its parent's, which may hold TensorFlow
-    small = Image.fromarray(gray_photo((30, 40)))
+    small = Image.fromarray(synthetic_sky(0, (300, 400), time="day", view="patch")[0])
     small.resize((4000, 3000), Image.Resampling.BICUBIC).save(tmp_path / "sky.jpg")
     code = """
 import sys
@@ -385,3 +387,33 @@ def test_the_single_file_example_agrees(tmp_path, file):
         expected = Segmenter(path).segment(photo)
         np.testing.assert_array_equal(read_gray(tmp_path / "mask.png"), expected.mask)
         assert f"{expected.cloud_cover.percent:.1f} % cloud" in done.stdout
+
+
+def test_the_single_file_example_says_when_it_cannot_tell(tmp_path, file):
+    path = file()
+    for value, reason in ((0, "black"), (255, "saturated"), (90, "flat colour")):
+        Image.new("RGB", (70, 50), (value,) * 3).save(tmp_path / "sky.png")
+        command = [sys.executable, SCRIPT, path, tmp_path / "sky.png", tmp_path / "mask.png"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 3, done.stderr
+        assert done.stdout.endswith(f"sky.png: cannot tell: {reason}\n")
+        assert not (tmp_path / "mask.png").exists()
+
+
+def test_the_single_file_example_heeds_the_horizon(tmp_path, file):
+    photo = gray_photo((50, 70))
+    valid = np.zeros((50, 70), bool)
+    valid[:, 20:] = True
+    Image.fromarray(valid).save(tmp_path / "horizon.png")
+    masks = []
+    for value in (0, 200):
+        photo[~valid] = value
+        Image.fromarray(photo).save(tmp_path / "sky.png")
+        command = [sys.executable, SCRIPT, file(), tmp_path / "sky.png", tmp_path / "mask.png"]
+        command += ["--horizon", tmp_path / "horizon.png"]
+        subprocess.run(command, capture_output=True, timeout=100, check=True)
+        masks.append(read_gray(tmp_path / "mask.png"))
+    assert (masks[0][~valid] == 128).all() and (masks[0][valid] != 128).all()
+    # the border is a little of both
+    inside = valid & np.roll(valid, 5, axis=1)
+    np.testing.assert_array_equal(masks[0][inside], masks[1][inside])

@@ -298,12 +298,14 @@ def test_labels_mask_and_cover_of_two_classes():
     assert result.labels.dtype == result.mask.dtype == np.uint8
     assert result.probabilities.dtype == np.float32
     assert result.num_classes == 2
-    assert result.to_dict() == {
+    cover = {
         "fraction": 0.4,
         "percent": 40.0,
         "okta": 3,
         "valid_fraction": pytest.approx(5 / 6),
     }
+    known = {"usable": True, "reason": None, "confidence": None}
+    assert result.to_dict() == {"cloud_cover": cover} | known
 
 
 @pytest.mark.parametrize(("threshold", "cloudy"), [(0.0, 3), (0.25, 3), (0.6, 2), (1.0, 1)])

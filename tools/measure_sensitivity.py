@@ -67,9 +67,10 @@ def measure(model, photos: list[Path]) -> dict[str, np.ndarray]:
         valid, disc = find_horizon("auto", photo)
         if disc is None:
             raise dd.DataError(f"{path}: has no disc; give whole-sky photos")
-        cover = model.segment(photo, horizon=valid).cloud_cover.percent
+        cover = model.segment(photo, horizon=valid, force=True).cloud_cover.percent
         for name, change in CHANGES.items():
-            changed = model.segment(change(photo, valid), horizon=valid).cloud_cover.percent
+            found = model.segment(change(photo, valid), horizon=valid, force=True)
+            changed = found.cloud_cover.percent
             differences[name].append(abs(changed - cover))
     return {name: np.array(values) for name, values in differences.items()}
 

@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `ddunet` with the given arguments, those of the process by default.
 
     Returns:
-        The exit code: 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C, 143 after
-        SIGTERM.
+        The exit code: 0, 2 after an error (one line on stderr), 3 if photos say nothing of the sky
+        (see `ddunet predict --help`), 130 after Ctrl-C, 143 after SIGTERM.
 
     Example:
 

@@ -64,9 +64,9 @@ PRESET_NAMES = " or ".join(PRESETS)
 MODEL_HELP = f"a .keras or .tflite file, such as RUN/best.keras, or {PRESET_NAMES}"
 
 
-def command(commands, name, run, text) -> Callable:
+def command(commands, name, run, text, epilog=None) -> Callable:
     """Adds a command, which `run` carries out; returns the function that adds options to it."""
-    added = commands.add_parser(name, help=text, description=text)
+    added = commands.add_parser(name, help=text, description=text, epilog=epilog)
     added.set_defaults(run=run)
 
     def option(*names, **settings):

@@ -20,11 +20,19 @@ from ddunet_keras.cli.options import (
     positive,
     threshold_option,
 )
-from ddunet_keras.files import MAX_IMAGE_BYTES, DataError, printable
+from ddunet_keras.files import MAX_IMAGE_BYTES, DataError, as_json, printable
 from ddunet_keras.prediction import STDIN, count_left_out, find_photos, predict_files
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky.bayer import NO_MOSAIC, PATTERNS
 from ddunet_keras.sky.reading import CHANNEL_ORDERS, ReadOptions
+
+UNUSABLE = 3
+"""Exit code where every photo could be read, but some say nothing of the sky."""
+
+EXIT_CODES = (
+    "Exit code: 0; 2 if a photo or an option cannot be used; 3 if all photos could be read, but "
+    "some say nothing of the sky (black, saturated, of one colour, or with no sky in it)."
+)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -40,33 +48,36 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.out,
         threshold=arguments.threshold,
         horizon=arguments.horizon,
+        force=arguments.force,
         zones=arguments.zone,
         overlay=arguments.overlay,
         reading=ReadOptions(arguments.bayer, arguments.channel_order, wait=True),
         model=str(model_path),
     )
     failed = 0
+    unusable = 0
     with contextlib.closing(records):  # however this ends, what was found is written
         for record in records:
             if "error" in record:
                 failed += 1
                 fail(record["error"])
-            elif arguments.json:
-                print(json.dumps(record), flush=True)
-            else:
-                print(describe(record), flush=True)
+                continue
+            unusable += not record["usable"]
+            print(json.dumps(as_json(record)) if arguments.json else describe(record), flush=True)
     left_out = describe_left_out(count_left_out(arguments.inputs, **where))
     if arguments.json:
         if left_out:
             say("note", left_out)
     else:
-        found = len(photos) - failed
+        found = len(photos) - failed - (0 if arguments.force else unusable)
         what = "masks and overlays" if arguments.overlay else "masks"
         of = "1 photo" if found == 1 else f"{found} photos"
         print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
         if left_out:
             print(left_out)
-    return 2 if failed else 0
+    if failed:
+        return 2
+    return UNUSABLE if unusable else 0
 
 
 def read_stdin() -> bytes:
@@ -103,15 +114,22 @@ def describe_left_out(counts: Mapping[str, int]) -> str:
 def describe(record: dict) -> str:
     """A line on what was found in a photo."""
     cover = record["cloud_cover"]
+    image = printable(record["image"])
+    if cover["percent"] is None:
+        return f"{image}: cannot tell: {record['reason']}"
     parts = [
         f"{cover['percent']:.1f} % cloud",
         f"{cover['okta']} okta",
         *(f"{zone} {_percent(part)}" for zone, part in record["zones"].items()),
-        f"{record['seconds']:.2f} s",
     ]
+    if record["confidence"] is not None:
+        parts.append(f"confidence {record['confidence']:.2f}")
+    parts.append(f"{record['seconds']:.2f} s")
     if record["horizon"] == "auto" and record["disc"] is None:
         parts.append("no disc found: all of the photo counts")
-    return f"{printable(record['image'])}: {', '.join(parts)}"
+    if not record["usable"]:
+        parts.append(f"not to be trusted: {record['reason']}")
+    return f"{image}: {', '.join(parts)}"
 
 
 def _percent(cover):
@@ -123,7 +141,11 @@ def _percent(cover):
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     option = command(
-        commands, "predict", run_predict, "find the clouds in photos: mask, overlay and cloud cover"
+        commands,
+        "predict",
+        run_predict,
+        "find the clouds in photos: mask, overlay and cloud cover",
+        EXIT_CODES,
     )
     option(
         "inputs",
@@ -160,6 +182,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="MASK|circle:x,y,r|auto",
         help="where the photo shows sky: a mask picture (white is sky), a circle in pixels, or "
         "auto, which finds the disc of a fisheye",
+    )
+    option(
+        "--force",
+        action="store_true",
+        help="find clouds in photos that say nothing of the sky, too",
     )
     option(
         "--zone",

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike
 
 from ddunet_keras.files import IGNORE
 from ddunet_keras.images import as_photo, resize_probabilities
+from ddunet_keras.sky.confidence import cover_confidence
 from ddunet_keras.sky.horizon import Disc, find_horizon
+from ddunet_keras.sky.quality import frame_quality
 from ddunet_keras.sky.zones import zone_mask
 
 CLOUD_COLORS = (
@@ -93,10 +95,11 @@ class CloudCover:
         return min(max(math.floor(8 * self.fraction + 0.5), 1), 7)
 
     def to_dict(self) -> dict[str, Any]:
-        """`fraction`, `percent`, `okta` and `valid_fraction`, as JSON holds them."""
+        """`fraction`, `percent`, `okta` and `valid_fraction`, as JSON holds them: None for NaN."""
+        known = not math.isnan(self.fraction)
         return {
-            "fraction": self.fraction,
-            "percent": self.percent,
+            "fraction": self.fraction if known else None,
+            "percent": self.percent if known else None,
             "okta": self.okta,
             "valid_fraction": self.valid_fraction,
         }
@@ -157,6 +160,23 @@ def _as_valid(valid, shape):
     return valid
 
 
+def _as_probabilities(probabilities, size):
+    values = np.asarray(probabilities, np.float32)
+    if values.shape[:2] != size or values.ndim > 3 or values.shape[2:] in ((0,), (1,)):
+        raise ValueError(
+            f"probabilities: expected shape {size} or {(*size, 'n')} with n > 1, "
+            f"received {values.shape}"
+        )
+    low = values.min()
+    high = values.max()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"probabilities: expected values in [0, 1], received {low} to {high}; apply the "
+            "sigmoid or softmax to logits"
+        )
+    return values if low >= 0 and high <= 1 else values.clip(0, 1)
+
+
 @dataclass(eq=False)
 class Segmentation:
     """A photo, what the network says of it, and what follows from that.
@@ -164,12 +184,19 @@ class Segmentation:
     Args:
         image: the photo, uint8 (h, w, 3), RGB.
         probabilities: float (h, w), probability of cloud, or (h, w, n) of each of n classes, of
-            which the first is sky; 0 to 1.
+            which the first is sky; 0 to 1. None: they were not computed, as the photo says nothing
+            of the sky. Then no pixel has a class, and the cloud cover is NaN.
         valid: boolean (h, w), True where the photo shows sky; everywhere by default.
         threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
             none, the likeliest class counts.
         disc: of a whole-sky photo, where the horizon tells it; None where there is none, or where
             "auto" found none (then all of the photo counts).
+        reason: why the photo says nothing of the sky, as `FrameQuality.reason`; None if it does.
+        confidence: how far the cloud cover can be trusted, 0 to 1, as `cover_confidence` gives it;
+            None where that is not known, 0 where the photo has a reason.
+
+    Attributes:
+        usable: whether the photo shows the sky, so that the cloud cover means anything.
 
     Raises:
         ValueError: an argument has another shape, type or range.
@@ -183,28 +210,20 @@ class Segmentation:
     """
 
     image: np.ndarray
-    probabilities: np.ndarray
+    probabilities: np.ndarray | None
     valid: np.ndarray = None  # type: ignore[assignment]  # becomes an array in __post_init__
     threshold: float = 0.5
     disc: Disc | None = None
+    reason: str | None = None
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         self.image = as_photo(self.image)
         shape = self.image.shape
-        values = np.asarray(self.probabilities, np.float32)
-        if values.shape[:2] != shape[:2] or values.ndim > 3 or values.shape[2:] in ((0,), (1,)):
-            raise ValueError(
-                f"probabilities: expected shape {shape[:2]} or {(*shape[:2], 'n')} with n > 1, "
-                f"received {values.shape}"
-            )
-        low = values.min()
-        high = values.max()
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            raise ValueError(
-                f"probabilities: expected values in [0, 1], received {low} to {high}; apply the "
-                "sigmoid or softmax to logits"
-            )
-        self.probabilities = values if low >= 0 and high <= 1 else values.clip(0, 1)
+        if self.probabilities is not None:
+            self.probabilities = _as_probabilities(self.probabilities, shape[:2])
+        elif self.reason is None:
+            raise ValueError("probabilities: None is for a photo that has a `reason`")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected a number in [0, 1], received {self.threshold!r}")
         if self.valid is None:
@@ -212,13 +231,21 @@ class Segmentation:
         self.valid = _as_valid(self.valid, shape[:2])
 
     @property
+    def usable(self) -> bool:
+        return self.reason is None
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes, sky among them."""
-        return 2 if self.probabilities.ndim == 2 else self.probabilities.shape[-1]
+        """Number of classes, sky among them; 2 where there are no probabilities."""
+        if self.probabilities is None or self.probabilities.ndim == 2:
+            return 2
+        return self.probabilities.shape[-1]
 
     @property
     def labels(self) -> np.ndarray:
-        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid."""
+        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid or not known."""
+        if self.probabilities is None:
+            return np.full(self.valid.shape, IGNORE, np.uint8)
         if self.probabilities.ndim == 2:
             labels = (self.probabilities >= self.threshold).view(np.uint8)
         else:
@@ -234,11 +261,13 @@ class Segmentation:
         labels = self.labels
         if self.num_classes > 2:
             return labels
-        return np.where(self.valid, labels * np.uint8(255), np.uint8(NOT_VALID))
+        return np.where(labels == IGNORE, np.uint8(NOT_VALID), labels * np.uint8(255))
 
     @property
     def cloud_cover(self) -> CloudCover:
-        """Cloud cover of the valid pixels."""
+        """Cloud cover of the valid pixels; NaN where there are no probabilities."""
+        if self.probabilities is None:
+            return CloudCover(math.nan, float(self.valid.mean()))
         return cloud_cover(self.labels)
 
     def zone_cover(self, zone: Any) -> CloudCover:
@@ -296,8 +325,13 @@ class Segmentation:
         return np.rint(table).astype(np.uint8).reshape(-1, 3).T.copy()
 
     def to_dict(self) -> dict[str, Any]:
-        """As `CloudCover.to_dict`."""
-        return self.cloud_cover.to_dict()
+        """`cloud_cover` (`CloudCover.to_dict`), `usable`, `reason` and `confidence`."""
+        return {
+            "cloud_cover": self.cloud_cover.to_dict(),
+            "usable": self.usable,
+            "reason": self.reason,
+            "confidence": self.confidence,
+        }
 
 
 def _contour(labels, width):
@@ -320,6 +354,7 @@ def segment(
     threshold: float = 0.5,
     horizon: Any = None,
     channel_order: str = "rgb",
+    force: bool = False,
 ) -> Segmentation:
     """Finds the clouds in one photo of any size; `DDUNet.segment` and `Segmenter.segment` are this.
 
@@ -331,18 +366,26 @@ def segment(
         horizon: None, "auto", "circle:x,y,r" (pixels of the photo), a mask file or a boolean array;
             outside it nothing counts. See `horizon_mask`.
         channel_order: of `image`, "rgb" or, as OpenCV reads, "bgr".
+        force: find clouds in a photo that says nothing of the sky, too.
+
+    The predictor sees black where the horizon says that there is no sky, as in its training, so
+    nothing there changes the result.
 
     Returns:
-        `Segmentation` at the photo's own size.
+        `Segmentation` at the photo's own size. If the photo says nothing of the sky (see
+        `frame_quality`), it has a `reason`, and unless `force` is given neither probabilities nor
+        a cloud cover.
 
     Raises:
         ValueError: the image is not uint8 (h, w, 3), or another argument is out of its range.
 
     Example:
 
-    >>> photo = np.full((4, 6, 3), 200, np.uint8)
+    >>> photo, _ = dd.synthetic_sky(0, (48, 64))
     >>> segment(lambda image: np.full((2, 3), 0.9, np.float32), photo).cloud_cover.okta
     8
+    >>> segment(lambda image: np.full((2, 3), 0.9, np.float32), np.zeros_like(photo)).reason
+    'black'
     """
     photo = as_photo(image)
     if channel_order not in ("rgb", "bgr"):
@@ -350,5 +393,28 @@ def segment(
     if channel_order == "bgr":
         photo = np.ascontiguousarray(photo[..., ::-1])
     valid, disc = find_horizon(horizon, photo)
-    probabilities = resize_probabilities(predictor(photo), photo.shape[:2])
-    return Segmentation(photo, probabilities, valid, threshold, disc=disc)
+    quality = frame_quality(photo, valid)
+    reason = quality.reason
+    if reason is not None and not force:
+        return Segmentation(photo, None, valid, threshold, disc, reason)
+    small = predictor(photo if valid.all() else blacken(photo, valid))
+    confidence: float | None = 0.0
+    if quality.usable:
+        confidence = cover_confidence(small, valid, threshold, quality.sky_likeness)
+    probabilities = resize_probabilities(small, photo.shape[:2])
+    return Segmentation(photo, probabilities, valid, threshold, disc, reason, confidence)
+
+
+def blacken(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """A photo, black where it shows no sky: so the network sees it, in training and afterwards.
+
+    Args:
+        image: uint8 (h, w, 3).
+        valid: boolean (h, w), True where it shows sky.
+
+    Example:
+
+    >>> blacken(np.full((1, 2, 3), 9, np.uint8), np.array([[True, False]])).tolist()
+    [[[9, 9, 9], [0, 0, 0]]]
+    """
+    return image * valid[..., None]

@@ -16,6 +16,9 @@ int board_capture(uint8_t *rgb, int width, int height);
 /* Takes a frame's result; `mask` has width x height bytes. */
 void board_show(const uint8_t *mask, int width, int height, const sky_cover *cover);
 
+/* Takes why a frame says nothing of the sky: "black", "saturated" or "flat colour". */
+void board_cannot_tell(const char *reason);
+
 #ifdef __cplusplus
 }
 #endif

@@ -16,3 +16,5 @@ void board_show(const uint8_t *mask, int width, int height, const sky_cover *cov
   fprintf(stderr, "cloud cover %d.%d %%, %d okta\n", (int)cover->permille / 10,
           (int)cover->permille % 10, (int)cover->okta);
 }
+
+void board_cannot_tell(const char *reason) { fprintf(stderr, "cannot tell: %s\n", reason); }

@@ -31,6 +31,10 @@ constexpr int kWidth = DDUNET_MODEL_WIDTH;
 alignas(16) uint8_t arena[DDUNET_MODEL_ARENA_BYTES];
 uint8_t mask[kHeight * kWidth];
 
+// Where the camera sees sky: kHeight * kWidth bytes, 0 for trees, houses and the rim of a lens.
+// nullptr: everywhere.
+const uint8_t* const valid = nullptr;
+
 int Fail(const char* what) {
   MicroPrintf("sky: %s failed", what);
   return 1;
@@ -55,11 +59,18 @@ int main() {
     uint8_t* frame = reinterpret_cast<uint8_t*>(input);
     if (!board_capture(frame, kWidth, kHeight)) return 0;
     sky_input_rgb888(frame, kWidth, 0, 0, kWidth, kHeight, input);
+
+    const sky_quality quality = sky_check(input, sizeof(mask), valid);
+    if (quality != SKY_USABLE) {
+      board_cannot_tell(sky_quality_name(quality));
+      continue;
+    }
+    sky_blacken(input, sizeof(mask), valid);
     if (interpreter.Invoke() != kTfLiteOk) return Fail("running the model");
 
     sky_cover cover;
     sky_segment(interpreter.output(0)->data.int8, sizeof(mask), DDUNET_MODEL_CHANNELS,
-                DDUNET_MODEL_THRESHOLD, nullptr, mask, &cover);
+                DDUNET_MODEL_THRESHOLD, valid, mask, &cover);
     board_show(mask, kWidth, kHeight, &cover);
   }
 }

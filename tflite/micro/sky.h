@@ -33,6 +33,26 @@ void sky_input_rgb888(const uint8_t *frame, size_t frame_width, size_t left, siz
 void sky_input_rgb565(const uint8_t *frame, int big_endian, size_t frame_width, size_t left,
                       size_t top, size_t width, size_t height, int8_t *input);
 
+/* What can be told of a frame before the network sees it. */
+typedef enum {
+  SKY_USABLE = 0,
+  SKY_BLACK = 1,     /* no light: a closed roof, a lens cap */
+  SKY_SATURATED = 2, /* white: the exposure was too long */
+  SKY_FLAT = 3       /* one colour: the sensor or its cable is broken */
+} sky_quality;
+
+/* Looks at an input of `pixels` RGB pixels. `valid`: NULL, or for each pixel whether the camera sees
+   sky there (not 0); other pixels do not count.
+   What shows something else than the sky, such as a room, is not recognized here. */
+sky_quality sky_check(const int8_t *input, size_t pixels, const uint8_t *valid);
+
+/* A word for people: "usable", "black", "saturated", "flat colour". */
+const char *sky_quality_name(sky_quality quality);
+
+/* Makes all pixels black that are not valid: the network was trained to see them so.
+   `valid`: for each pixel, not 0 where the camera sees sky; NULL changes nothing. */
+void sky_blacken(int8_t *input, size_t pixels, const uint8_t *valid);
+
 /* Mask and cloud cover of an output (pixels, channels).
 
    One channel: cloud where output >= threshold; the mask has 0, 255 and 128. More: the class of the
