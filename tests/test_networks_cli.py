@@ -17,6 +17,7 @@ from ddunet_keras.litert.model import operator_name, read_tflite
 from ddunet_keras.litert.run import run_litert_in_child, run_tflm
 from ddunet_keras.litert.soundness import check_int8, check_sound
 from ddunet_keras.networks.architectures import NETWORKS
+from ddunet_keras.networks.cloudunetv2 import LearnedScale
 
 SIZE = (32, 48)
 
@@ -90,6 +91,8 @@ def trained_like(name, size, **options):
             gamma, beta, mean, variance = layer.get_weights()
             noise = [random.uniform(-0.2, 0.2, gamma.shape) for _ in range(3)]
             layer.set_weights([gamma + noise[0], beta + noise[1], mean + noise[2], variance])
+        elif isinstance(layer, LearnedScale):
+            layer.set_weights([np.array(0.5)])
     return model
 
 
