@@ -1,0 +1,143 @@
+"""`ddunet watch`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ddunet_keras.camera.alpaca import AlpacaServer
+from ddunet_keras.camera.config import (
+    Values,
+    WatchConfig,
+    make_config,
+    read_config,
+    write_config,
+)
+from ddunet_keras.camera.mqtt import MqttPublisher
+from ddunet_keras.camera.notices import Notices
+from ddunet_keras.camera.records import MISSING, UNREADABLE, describe
+from ddunet_keras.camera.safety import SafetyMonitor
+from ddunet_keras.camera.safety_file import SafetyFile
+from ddunet_keras.camera.watch import Publisher, Watch
+from ddunet_keras.cli.console import Terminated, say
+from ddunet_keras.cli.models import open_model
+from ddunet_keras.cli.options import command, config_options, config_values, model_file
+from ddunet_keras.cli.predict import UNUSABLE
+from ddunet_keras.files import DataError
+
+EXIT_CODES = (
+    "Exit code: 0 when it is stopped; 2 if an option or file cannot be used. With --once: 0 if the "
+    "newest frame has a cloud cover; 2 if it is missing or cannot be read, 3 if it says nothing of "
+    "the sky."
+)
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    values = _values(arguments)
+    if arguments.write_config:
+        write_config(arguments.write_config, values)
+        print(f"wrote {arguments.write_config}")
+        return 0
+    config = make_config("watch", values)
+    notify = Notices(partial(say, "note"))
+    report = (lambda record: None) if arguments.quiet else _print
+    with contextlib.ExitStack() as opened:
+        if not arguments.once:  # a service is ended so
+            opened.enter_context(contextlib.suppress(KeyboardInterrupt, Terminated))
+        model = open_model(model_file(config.model), config.threads, config.delegate)
+        model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for none
+        if arguments.once:
+            _check_once(values)
+            watch = Watch(config, model, notify, report)
+            opened.callback(watch.close)
+            return _exit_code(watch.once())
+        monitor, publishers = _open_publishers(values, notify, opened)
+        watch = Watch(config, model, notify, report, monitor, publishers)
+        opened.callback(watch.close)
+        watch.run()
+    return 0
+
+
+def _values(arguments: argparse.Namespace) -> Values:
+    """The settings of the file, and over them those of the command line."""
+    values: Values = read_config(arguments.config) if arguments.config else {}
+    given = config_values(arguments, WatchConfig)
+    if given.get("source", "") is None:
+        del given["source"]
+    values["watch"] = values.get("watch", {}) | given
+    return values
+
+
+def _check_once(values):
+    for section in ("safety", "alpaca", "mqtt"):
+        if make_config(section, values).enabled:
+            raise DataError(f"--once: [{section}] is for a service that goes on; leave out --once")
+
+
+def _open_publishers(values, notify, opened):
+    """The monitor, None if it is off, and who is told of what it decides; `opened` closes them."""
+    safety, alpaca, mqtt = (make_config(name, values) for name in ("safety", "alpaca", "mqtt"))
+    if alpaca.enabled and not safety.enabled:
+        raise DataError("[alpaca] tells whether it is safe: set enabled = true in [safety], too")
+    publishers: list[Publisher] = []
+
+    def add(publisher):
+        publishers.append(publisher)
+        opened.callback(publisher.close)
+
+    if safety.enabled and safety.text_file is not None:
+        add(SafetyFile(safety.text_file, notify))
+    if alpaca.enabled:
+        add(AlpacaServer(alpaca, notify))
+    if mqtt.enabled:
+        add(MqttPublisher(mqtt, notify))
+    return (SafetyMonitor(safety) if safety.enabled else None), publishers
+
+
+def _print(record):
+    print(describe(record), flush=True)
+
+
+def _exit_code(record):
+    if record is None or record["usable"]:
+        return 0
+    return 2 if record["reason"].startswith((MISSING, UNREADABLE)) else UNUSABLE
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    option = command(
+        commands,
+        "watch",
+        run_watch,
+        "watch a sky camera: the cloud cover of each new frame",
+        EXIT_CODES,
+    )
+    fields = {field.name: field.metadata for field in dataclasses.fields(WatchConfig)}
+    option("source", nargs="?", metavar="SOURCE", help=fields["source"]["help"])
+    option(
+        "--zone",
+        action="append",
+        unset=True,
+        metavar="zenith:DEGREES|circle:x,y,r|MASK",
+        help="tell the cover of this part of the sky, too; may be repeated",
+    )
+    config_options(option, WatchConfig, skip=("source", "zone"), unset=True)
+    option(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with these settings and those of safety, Alpaca and MQTT; options go first",
+    )
+    option(
+        "--write-config",
+        type=Path,
+        metavar="FILE",
+        help="write such a file with all settings, explained, and do nothing else",
+    )
+    option("--once", action="store_true", help="take what is new, and end: for cron")
+    option("--quiet", action="store_true", help="print no line for each frame, faults alone")
