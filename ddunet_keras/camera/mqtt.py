@@ -61,7 +61,8 @@ STATUS_EXPIRES = 4 * int(HEARTBEAT)
 GOODBYE = 2.0
 """Seconds that the last message may take."""
 
-BROKER_NAME = Text("a name or an address", r"[A-Za-z0-9_-]+([.:%][A-Za-z0-9_-]*)*")
+_LABEL = r"[A-Za-z0-9_:%-]{1,63}"
+BROKER_NAME = Text("a name or an address", rf"{_LABEL}(\.{_LABEL})*")
 TOPIC_NAME = Text("a topic of letters, digits, _, - and /", r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 IDENTIFIER = Text("letters, digits, _ and -", r"[A-Za-z0-9_-]{1,64}")
 
@@ -212,7 +213,7 @@ _ENTITIES = (
         "binary_sensor",
         "frame_problem",
         "Frame",
-        "{{ {true: 'OFF', false: 'ON'}.get(value_json.usable, 'None') }}",
+        "{{ 'None' if value_json.usable is none else 'OFF' if value_json.usable else 'ON' }}",
         {**_DIAGNOSTIC, "device_class": "problem"},
     ),
     # of device class "safety", on is unsafe
