@@ -619,10 +619,12 @@ def test_once_takes_what_is_new_and_tells_by_its_exit_code(tmp_path, tiny_model,
         (["f.nef"], "raw file"),
     ],
 )
-def test_what_cannot_be_used_ends_in_one_line(tmp_path, monkeypatch, capsys, options, message):
+def test_what_cannot_be_used_ends_in_one_line(
+    tmp_path, tiny_model, monkeypatch, capsys, options, message
+):
     monkeypatch.chdir(tmp_path)
     try:
-        code = main(["watch", *options])
+        code = main(["watch", "--model", str(tiny_model), *options])
     except SystemExit as stop:
         code = stop.code
     error = capsys.readouterr().err
@@ -644,13 +646,3 @@ def test_sigterm_ends_it_cleanly(tmp_path, tiny_model):
         _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and error == b""
     assert len(read_log(tmp_path / "watch")) == 1
-
-
-def test_the_systemd_unit_is_accepted(tmp_path):
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
-    unit = Path(__file__).parents[1] / "tflite" / "python" / "ddunet-watch.service"
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stderr == ""

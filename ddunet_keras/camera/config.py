@@ -176,10 +176,10 @@ def read_config(path: StrPath) -> Values:
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path}: no TOML: {error}") from None
     for section, values in content.items():
+        if not isinstance(values, dict):
+            raise DataError(f"{path}: {section} stands in no section, such as [watch]")
         if section not in SECTIONS:
             raise DataError(f"{path}: [{section}] is none of {', '.join(SECTIONS)}")
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: {section} must be a section, [{section}]")
         fields = {field.name: field for field in dataclasses.fields(SECTIONS[section])}
         for name, value in values.items():
             if name not in fields:

@@ -9,11 +9,13 @@ import numpy as np
 
 from ddunet_keras.prediction import Model
 from ddunet_keras.sky import (
+    CloudCover,
     Disc,
     Horizon,
     Segmentation,
     check_horizon,
     check_zone,
+    cloud_cover,
     find_horizon,
     zone_mask,
 )
@@ -37,7 +39,8 @@ class Measure:
 
     >>> measure = Measure(dd.Segmenter(), horizon="circle:32,32,30", zones=["zenith:30"])
     >>> result = measure.segment(Photo(dd.synthetic_sky(0, (64, 64))[0]))
-    >>> list(measure.zone_percents(result))
+    >>> cover, zones = measure.cover(result)
+    >>> list(zones)
     ['zenith:30']
     """
 
@@ -76,17 +79,18 @@ class Measure:
             photo.image, threshold=self._threshold, horizon=horizon, force=False
         )
 
-    def zone_percents(self, result: Segmentation) -> dict[str, float | None]:
-        """Cover of each zone in percent; None where the frame or the zone shows no sky, or "auto"
-        found no disc to place it in."""
-        return {zone: self._zone_percent(zone, result) for zone in self._zones}
-
-    def _zone_percent(self, zone, result):
-        if result.probabilities is None or (zone.startswith("zenith:") and result.disc is None):
-            return None
-        mask = self._zone_mask(zone, result.image.shape[:2], result.disc)
-        percent = result.zone_cover(mask).percent
-        return None if np.isnan(percent) else round(percent, 2)
+    def cover(self, result: Segmentation) -> tuple[CloudCover, dict[str, float | None]]:
+        """Cover of the sky, and of each zone in percent; None where the frame or the zone shows no
+        sky, or "auto" found no disc to place it in."""
+        zones: dict[str, float | None] = dict.fromkeys(self._zones)
+        if result.probabilities is None:
+            return result.cloud_cover, zones
+        labels = result.labels  # made once for all
+        for zone in zones:
+            if result.disc is not None or not zone.startswith("zenith:"):
+                cover = cloud_cover(labels, self._zone_mask(zone, labels.shape, result.disc))
+                zones[zone] = None if cover.okta is None else round(cover.percent, 2)
+        return cloud_cover(labels), zones
 
     def _zone_mask(self, zone: str, shape: tuple[int, int], disc: Disc | None) -> np.ndarray:
         if zone.startswith("zenith:") and self._horizon == "auto":

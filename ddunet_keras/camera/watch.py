@@ -66,9 +66,8 @@ FAULTS = {
 class Publisher(Protocol):
     """Tells others of each record and of whether it is safe; neither waits nor raises."""
 
-    def publish(self, record: Mapping[str, Any] | None, state: SafetyState | None) -> None: ...
-
-    def close(self) -> None: ...
+    def publish(self, record: Mapping[str, Any] | None, state: SafetyState | None) -> None:
+        """Takes a new record, or None when some seconds have gone by."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,8 @@ class Watch:
         notify: told of faults, by topic and message, and with None when it is well again.
         report: told of each record.
         monitor: decides whether it is safe; None: nobody does.
-        publishers: told of each record, and every few seconds of whether it is safe.
+        publishers: told of each record, and every few seconds of whether it is safe; whoever made
+            them closes them.
         clock: for tests.
 
     Raises:
@@ -207,10 +207,8 @@ class Watch:
             publisher.publish(None, state)
 
     def close(self) -> None:
-        """Writes what waits, and closes publishers and log."""
+        """Writes what waits, and lets another process use the folder. Publishers are left open."""
         self._flush()
-        for publisher in self._publishers:
-            publisher.close()
         self._log.close()
 
     # frames ---------------------------------------------------------------------------------------
@@ -279,7 +277,7 @@ class Watch:
         return new_record(taken, taken_from, frame.name, self.config.model, self._zones)
 
     def _measured(self, result: Segmentation) -> dict[str, Any]:
-        cover = result.cloud_cover
+        cover, zones = self._measure.cover(result)
         is_known = cover.okta is not None
         return {
             "percent": round(cover.percent, 2) if is_known else None,
@@ -288,7 +286,7 @@ class Watch:
             "usable": result.usable and is_known,
             "reason": result.reason or (None if is_known else "no sky in it"),
             "confidence": None if result.confidence is None else round(result.confidence, 3),
-            "zones": self._measure.zone_percents(result),
+            "zones": zones,
         }
 
     def _say_of_frames(self, reason: str | None) -> None:

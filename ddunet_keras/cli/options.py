@@ -47,11 +47,20 @@ def argument_type(rule: Rule) -> Callable[[str], Any]:
     return parse
 
 
-def model_file(text):
-    """A model's file, or that of the preset of this name."""
+def model_path(text: str) -> Path:
+    """A model's file, or that of the preset of this name.
+
+    Raises:
+        DataError: the preset's file is damaged.
+    """
     path = Path(text)
+    return preset_file(text) if text in PRESETS and not path.exists() else path
+
+
+def model_file(text):
+    """`model_path` as the type of an argument."""
     try:
-        return preset_file(text) if text in PRESETS and not path.exists() else path
+        return model_path(text)
     except DataError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

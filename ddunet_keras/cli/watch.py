@@ -23,10 +23,10 @@ from ddunet_keras.camera.notices import Notices
 from ddunet_keras.camera.records import MISSING, UNREADABLE, describe
 from ddunet_keras.camera.safety import SafetyMonitor
 from ddunet_keras.camera.safety_file import SafetyFile
-from ddunet_keras.camera.watch import Publisher, Watch
+from ddunet_keras.camera.watch import Watch
 from ddunet_keras.cli.console import Terminated, say
 from ddunet_keras.cli.models import open_model
-from ddunet_keras.cli.options import command, config_options, config_values, model_file
+from ddunet_keras.cli.options import command, config_options, config_values, model_path
 from ddunet_keras.cli.predict import UNUSABLE
 from ddunet_keras.files import DataError
 
@@ -44,21 +44,21 @@ def run_watch(arguments: argparse.Namespace) -> int:
         print(f"wrote {arguments.write_config}")
         return 0
     config = make_config("watch", values)
+    others = {name: make_config(name, values) for name in ("safety", "alpaca", "mqtt")}
+    _check_together(others, arguments.once)
     notify = Notices(partial(say, "note"))
     report = (lambda record: None) if arguments.quiet else _print
     with contextlib.ExitStack() as opened:
         if not arguments.once:  # a service is ended so
             opened.enter_context(contextlib.suppress(KeyboardInterrupt, Terminated))
-        model = open_model(model_file(config.model), config.threads, config.delegate)
+        model = open_model(model_path(config.model), config.threads, config.delegate)
         model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for none
-        if arguments.once:
-            _check_once(values)
-            watch = Watch(config, model, notify, report)
-            opened.callback(watch.close)
-            return _exit_code(watch.once())
-        monitor, publishers = _open_publishers(values, notify, opened)
+        monitor = SafetyMonitor(others["safety"]) if others["safety"].enabled else None
+        publishers = _open_publishers(**others, notify=notify, opened=opened)
         watch = Watch(config, model, notify, report, monitor, publishers)
         opened.callback(watch.close)
+        if arguments.once:
+            return _exit_code(watch.once())
         watch.run()
     return 0
 
@@ -73,30 +73,29 @@ def _values(arguments: argparse.Namespace) -> Values:
     return values
 
 
-def _check_once(values):
-    for section in ("safety", "alpaca", "mqtt"):
-        if make_config(section, values).enabled:
-            raise DataError(f"--once: [{section}] is for a service that goes on; leave out --once")
-
-
-def _open_publishers(values, notify, opened):
-    """The monitor, None if it is off, and who is told of what it decides; `opened` closes them."""
-    safety, alpaca, mqtt = (make_config(name, values) for name in ("safety", "alpaca", "mqtt"))
-    if alpaca.enabled and not safety.enabled:
+def _check_together(others, once):
+    """Tells before anything is opened what does not go together."""
+    if once:
+        for name, config in others.items():
+            if config.enabled:
+                raise DataError(f"[{name}] is for a service that goes on; leave out --once")
+    if others["alpaca"].enabled and not others["safety"].enabled:
         raise DataError("[alpaca] tells whether it is safe: set enabled = true in [safety], too")
-    publishers: list[Publisher] = []
 
-    def add(publisher):
-        publishers.append(publisher)
-        opened.callback(publisher.close)
 
+def _open_publishers(safety, alpaca, mqtt, notify, opened):
+    """Who is told of records and safety; `opened` closes them."""
+    publishers: list[SafetyFile | AlpacaServer | MqttPublisher] = []
     if safety.enabled and safety.text_file is not None:
-        add(SafetyFile(safety.text_file, notify))
+        publishers.append(SafetyFile(safety.text_file, notify))
+        opened.callback(publishers[-1].close)
     if alpaca.enabled:
-        add(AlpacaServer(alpaca, notify))
+        publishers.append(AlpacaServer(alpaca, notify))
+        opened.callback(publishers[-1].close)
     if mqtt.enabled:
-        add(MqttPublisher(mqtt, notify))
-    return (SafetyMonitor(safety) if safety.enabled else None), publishers
+        publishers.append(MqttPublisher(mqtt, notify))
+        opened.callback(publishers[-1].close)
+    return publishers
 
 
 def _print(record):
