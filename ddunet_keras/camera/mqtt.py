@@ -352,8 +352,10 @@ class MqttPublisher:
         return self._client.publish(topic, text, qos=0, retain=True)
 
     def _announce(self) -> None:
-        """Sends the discovery messages and the newest state."""
+        """Sends the discovery messages and the newest state, which may be no longer known."""
         with self._lock:
+            if self._clock() - self._status_at > STATUS_EXPIRES:
+                self._status = _status_message("online", None, self._with_safety)
             for topic, message in discovery_messages(self._config, self._with_safety).items():
                 self._send(topic, json.dumps(message) if message else "")
             self._send(self._config.frame_topic, self._frame)
