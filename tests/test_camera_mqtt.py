@@ -321,15 +321,17 @@ def test_the_status_has_a_heart_beat_that_does_not_flood(port, closing):
 
 
 def test_a_service_that_hangs_is_not_announced_as_safe(port, closing):
-    clock, status = Clock(), "ddunet/hangs/status"
+    clock, status, frame = Clock(), "ddunet/hangs/status", "ddunet/hangs/frame"
     observer = closing(Observer(port))
     publisher = closing(MqttPublisher(config(port, device_id="hangs"), Told(), clock))
     observer.wait(status)
-    publisher.publish(None, SAFE)
+    publisher.publish(RECORD, SAFE)
     observer.wait(status, lambda message: message["safe"])
-    clock.now = 121.0  # and nobody has called `publish` since
+    observer.wait(frame, lambda message: message["percent"] == 12.5)
+    clock.now = 901.0  # and nobody has called `publish` since
     observer.client.publish("homeassistant/status", "online")
     observer.wait(status, lambda message: not message["safe"])
+    observer.wait(frame, lambda message: message["percent"] is None)
 
 
 def test_the_last_will_is_offline_and_unsafe(port, closing):
