@@ -477,13 +477,15 @@ def test_a_file_that_cannot_be_written_over_is_removed(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_its_place_is_told_and_does_not_raise(tmp_path):
-    told = Told()
+    told = []
     path = tmp_path / "safety.txt"
     path.mkdir()
-    file = SafetyFile(path, told)
-    file.publish(None, SAFE)
+    file = SafetyFile(path, lambda topic, message: told.append(message))
+    file.publish(None, UNSAFE)
+    file.publish(None, None)
     file.close()
-    assert str(path) in told["safety file"]
+    (message,) = set(told)  # one fault is one message
+    assert str(path) in message and "may say OPEN" in message
 
 
 def test_a_disk_that_is_really_full(tmp_path):
