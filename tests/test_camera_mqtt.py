@@ -99,17 +99,21 @@ asyncio.run(main())
 """
 
 
-def amqtt(port, users=None, certificate=None):
-    """The command that runs amqtt's broker."""
-    listener = {"type": "tcp", "bind": f"127.0.0.1:{port}"}
-    if certificate is not None:
-        listener |= {"ssl": True, "certfile": certificate[0], "keyfile": certificate[1]}
+def amqtt(port, users=None, tls=None):
+    """The command that runs amqtt's broker.
+
+    users: file of users and hashes; without it, everybody is admitted.
+    tls: the keys of a second listener that encrypts.
+    """
+    listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}}
+    if tls is not None:
+        listeners["tls"] = {"type": "tcp", "ssl": True, **tls}
     prefix = "amqtt.plugins.authentication."
     if users is None:
         plugins = {prefix + "AnonymousAuthPlugin": {"allow_anonymous": True}}
     else:
         plugins = {prefix + "FileAuthPlugin": {"password_file": str(users)}}
-    settings = {"listeners": {"default": listener}, "plugins": plugins}
+    settings = {"listeners": listeners, "plugins": plugins}
     return [sys.executable, "-c", AMQTT, json.dumps(settings)]
 
 
@@ -155,9 +159,12 @@ class Observer:
         self.client = paho.Client(paho.CallbackAPIVersion.VERSION2)
         self.client.on_connect = lambda client, *_: client.subscribe("#")
         self.client.on_message = self._on_message
+        subscribed = threading.Event()
+        self.client.on_subscribe = lambda *_: subscribed.set()
         self.client.reconnect_delay_set(1, 1)
         self.client.connect_async("127.0.0.1", port)
         self.client.loop_start()
+        assert subscribed.wait(LIMIT)
 
     def _on_message(self, client, userdata, message):
         with self.changed:
@@ -193,12 +200,35 @@ def closing():
 
 
 @pytest.fixture(scope="module")
-def port():
-    """The port of a broker for all; each test has a camera of its own there."""
-    number = free_port()
-    broker = Broker(number, amqtt(number))
-    yield number
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that signed itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        + ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=127.0.0.1"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.fixture(scope="module")
+def ports(certificate):
+    """The ports of a broker for all, without and with TLS; each test has a camera of its own."""
+    plain, tls = free_port(), free_port()
+    files = {"certfile": str(certificate[0]), "keyfile": str(certificate[1])}
+    broker = Broker(plain, amqtt(plain, tls={"bind": f"127.0.0.1:{tls}", **files}))
+    yield plain, tls
     broker.close()
+
+
+@pytest.fixture
+def port(ports):
+    return ports[0]
 
 
 def config(port, **settings):
@@ -290,6 +320,20 @@ def test_the_status_has_a_heart_beat_that_does_not_flood(port, closing):
     assert observer.count[status] == before + 1
 
 
+def test_a_service_that_hangs_is_not_announced_as_safe(port, closing):
+    clock, status, frame = Clock(), "ddunet/hangs/status", "ddunet/hangs/frame"
+    observer = closing(Observer(port))
+    publisher = closing(MqttPublisher(config(port, device_id="hangs"), Told(), clock))
+    observer.wait(status)
+    publisher.publish(RECORD, SAFE)
+    observer.wait(status, lambda message: message["safe"])
+    observer.wait(frame, lambda message: message["percent"] == 12.5)
+    clock.now = 901.0  # and nobody has called `publish` since
+    observer.client.publish("homeassistant/status", "online")
+    observer.wait(status, lambda message: not message["safe"])
+    observer.wait(frame, lambda message: message["percent"] is None)
+
+
 def test_the_last_will_is_offline_and_unsafe(port, closing):
     """A service that is killed cannot say so; the broker does."""
     observer = closing(Observer(port))
@@ -345,8 +389,8 @@ def test_a_wrong_password_is_said_once(guarded_port, tmp_path, closing):
     publisher = closing(MqttPublisher(settings, told))
     message = told.wait("refuses")
     assert f"127.0.0.1:{guarded_port}" in message and "not-it" not in message
-    # it tries again after one second and after two, and says no more
-    for _ in range(20):
+    # it tries again after a second, and says no more
+    for _ in range(10):
         publisher.publish(RECORD, SAFE)
         time.sleep(0.2)
     assert told.messages == [message]
@@ -366,39 +410,18 @@ def test_the_right_password(source, guarded_port, tmp_path, monkeypatch, closing
     told.wait(None)
 
 
-@pytest.fixture(scope="module")
-def tls_broker(tmp_path_factory):
-    """The port of a broker with TLS, and the certificate that it signed itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("certificate")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=127.0.0.1"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True,
-        capture_output=True,
-    )
-    number = free_port()
-    broker = Broker(number, amqtt(number, certificate=(str(certificate), str(key))))
-    yield number, certificate
-    broker.close()
-
-
-def test_tls(tls_broker, closing):
-    number, certificate = tls_broker
+def test_tls(ports, certificate, closing):
     told = Told()
-    closing(MqttPublisher(config(number, tls=True, ca_file=certificate), told))
+    settings = config(ports[1], tls=True, ca_file=certificate[0], device_id="encrypted")
+    closing(MqttPublisher(settings, told))
     told.wait(None)
 
 
 # paho leaves the socket of a failed handshake to be collected
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_unknown_certificate_is_refused(tls_broker):
-    number, _ = tls_broker
+def test_an_unknown_certificate_is_refused(ports):
     told = Told()
-    publisher = MqttPublisher(config(number, tls=True), told)
+    publisher = MqttPublisher(config(ports[1], tls=True), told)
     assert "certificate" in told.wait("cannot be reached")
     publisher.close()
     gc.collect()

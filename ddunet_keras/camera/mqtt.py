@@ -299,15 +299,21 @@ class MqttPublisher:
                 self._frame = _frame_message(record)
                 self._frame_at = now
                 self._send(self._config.frame_topic, self._frame)
-            elif self._frame_at is not None and now - self._frame_at > self._config.expire_after:
-                self._frame = _frame_message({})
-                self._frame_at = None
+            elif self._frame_expires(now):
                 self._send(self._config.frame_topic, self._frame)
             status = _status_message("online", state, self._with_safety)
             if status != self._status or now - self._status_at >= HEARTBEAT:
                 self._status = status
                 self._status_at = now
                 self._send(self._config.status_topic, status)
+
+    def _frame_expires(self, now: float) -> bool:
+        """Whether the newest frame has become too old; what was known from it is then unknown."""
+        if self._frame_at is None or now - self._frame_at <= self._config.expire_after:
+            return False
+        self._frame = _frame_message({})
+        self._frame_at = None
+        return True
 
     def close(self) -> None:
         """Publishes that it is unsafe and offline, and ends the connection."""
@@ -352,8 +358,12 @@ class MqttPublisher:
         return self._client.publish(topic, text, qos=0, retain=True)
 
     def _announce(self) -> None:
-        """Sends the discovery messages and the newest state."""
+        """Sends the discovery messages and the newest state, which may be no longer known."""
         with self._lock:
+            now = self._clock()
+            self._frame_expires(now)
+            if now - self._status_at > STATUS_EXPIRES:
+                self._status = _status_message("online", None, self._with_safety)
             for topic, message in discovery_messages(self._config, self._with_safety).items():
                 self._send(topic, json.dumps(message) if message else "")
             self._send(self._config.frame_topic, self._frame)

@@ -76,14 +76,15 @@ class SafetyFile:
             write_text(self.path, text)
         except WriteError as error:
             self._written = None  # so that the next call tries again
-            self._notify(TOPIC, str(error))
-            if not safe:
-                self._overwrite(text)
+            message = str(error)
+            if not safe and not (self._overwrite(text) or self._remove()):
+                message += "; it may say OPEN"
+            self._notify(TOPIC, message)
             return
         self._written = (safe, self._clock())
         self._notify(TOPIC, None)
 
-    def _overwrite(self, text: str) -> None:
+    def _overwrite(self, text: str) -> bool:
         """Writes over the old text: the few bytes have room in the block that it takes up."""
         try:
             with open(self.path, "r+b") as file:
@@ -92,14 +93,15 @@ class SafetyFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            self._remove()
+            return False
+        return True
 
-    def _remove(self) -> None:
-        """Removes the file: it may say OPEN."""
+    def _remove(self) -> bool:
         try:
             self.path.unlink(missing_ok=True)
-        except OSError as error:
-            self._notify(TOPIC, f"{self.path}: may say OPEN, and cannot be removed ({error})")
+        except OSError:
+            return False
+        return True
 
 
 def _text(safe: bool) -> str:
