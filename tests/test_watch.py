@@ -334,6 +334,34 @@ def test_safe_turns_unsafe_without_a_frame(camera):
     assert [row["safe"] for row in camera.poll().rows()] == [True, False]
 
 
+@pytest.mark.parametrize("fault", ["folder", "frozen", "black", "broken", "clock", "silent"])
+def test_every_fault_is_unsafe(camera, fault):
+    config = SafetyConfig(enabled=True, open_delay=0, max_age=60, min_confidence=0)
+    camera.monitor = SafetyMonitor(config)
+    camera.start().poll()
+    camera.put("a.jpg", frame(1, brightness=60))
+    camera.poll().watch.tick()
+    assert camera.state()["safe"] is True
+    delay = 0
+    if fault == "folder":
+        shutil.rmtree(camera.folder)
+    elif fault == "frozen":
+        camera.put("b.jpg", frame(1, brightness=60))
+    elif fault == "black":
+        camera.put("b.jpg", black_frame())
+    elif fault == "broken":
+        camera.put("b.jpg", frame(2)[:900])
+        camera.poll()
+        delay = SETTLED
+    elif fault == "clock":
+        camera.hand.now -= 3600
+    else:
+        delay = config.max_age
+    camera.poll(delay + 1).watch.tick()
+    assert camera.state()["safe"] is False
+    assert camera.state()["safe_reason"]
+
+
 def test_thumbnails_of_a_few_days_are_kept(camera):
     camera.settings = {"thumbnail_days": 2}
     camera.start().poll()
@@ -631,9 +659,15 @@ def test_what_cannot_be_used_ends_in_one_line(
     assert code == 2 and message in error and error.count("\n") == 1
 
 
-def test_sigterm_ends_it_cleanly(tmp_path, tiny_model):
-    put(tmp_path / "frames" / "a.jpg", frame(1))
-    command = [sys.executable, "-m", "ddunet_keras", "watch", "frames", "--model", str(tiny_model)]
+def test_sigterm_ends_it_cleanly_and_unsafe(tmp_path, tiny_model):
+    put(tmp_path / "frames" / "a.jpg", frame(1, brightness=60))
+    (tmp_path / "watch.toml").write_text(
+        "[watch]\nsource = 'frames'\n"
+        "[safety]\nenabled = true\nopen_delay = 0\nmin_confidence = 0\ntext_file = 'safe.txt'\n"
+        "[alpaca]\nenabled = true\nport = 0\ndiscovery = false\n"
+    )
+    command = [sys.executable, "-m", "ddunet_keras", "watch", "--config", "watch.toml"]
+    command += ["--model", str(tiny_model)]
     with subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -642,7 +676,10 @@ def test_sigterm_ends_it_cleanly(tmp_path, tiny_model):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
         assert b"a.jpg: " in process.stdout.readline()
+        assert "OPEN" in (tmp_path / "safe.txt").read_text()
         process.terminate()
         _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and error == b""
-    assert len(read_log(tmp_path / "watch")) == 1
+    assert "CLOSED" in (tmp_path / "safe.txt").read_text()
+    (record,) = read_log(tmp_path / "watch")
+    assert record["safe"] is True and record["safe_reason"]

@@ -76,7 +76,7 @@ class WatchConfig:
         PATH, Path("watch"), help="folder for the log, state.json and pictures", metavar="DIR"
     )
     model: str = setting(
-        Text(), DEFAULT, help="a .tflite or .keras file, or a preset", metavar="MODEL"
+        Text(), DEFAULT, help="a .tflite or .keras file, or a preset, int8", metavar="MODEL"
     )
     threads: int | None = setting(
         POSITIVE, None, help="threads that run a .tflite file; else one for each core", metavar="N"

@@ -100,7 +100,7 @@ class Frame(Protocol):
         """Whether nobody is writing it any more."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)  # there may be a hundred thousand
 class FileFrame:
     """A frame in a file; see `Frame`.
 

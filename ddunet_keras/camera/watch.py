@@ -217,7 +217,7 @@ class Watch:
         """Of the frames that the first look finds, only the newest is of now."""
         self._has_begun = True
         older, newest = found[:-1], found[-1:]
-        mark = (self._source.name, "")  # known from the first look on
+        mark = (printable(os.path.abspath(self._source.name)), "")  # known from the first look on
         if not self._log.is_known(mark):
             try:
                 self._log.know([mark])

@@ -47,20 +47,11 @@ def argument_type(rule: Rule) -> Callable[[str], Any]:
     return parse
 
 
-def model_path(text: str) -> Path:
-    """A model's file, or that of the preset of this name.
-
-    Raises:
-        DataError: the preset's file is damaged.
-    """
-    path = Path(text)
-    return preset_file(text) if text in PRESETS and not path.exists() else path
-
-
 def model_file(text):
-    """`model_path` as the type of an argument."""
+    """A model's file, or that of the preset of this name."""
+    path = Path(text)
     try:
-        return model_path(text)
+        return preset_file(text) if text in PRESETS and not path.exists() else path
     except DataError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -26,9 +26,10 @@ from ddunet_keras.camera.safety_file import SafetyFile
 from ddunet_keras.camera.watch import Watch
 from ddunet_keras.cli.console import Terminated, say
 from ddunet_keras.cli.models import open_model
-from ddunet_keras.cli.options import command, config_options, config_values, model_path
+from ddunet_keras.cli.options import command, config_options, config_values
 from ddunet_keras.cli.predict import UNUSABLE
 from ddunet_keras.files import DataError
+from ddunet_keras.presets import PRESETS, preset_file
 
 EXIT_CODES = (
     "Exit code: 0 when it is stopped; 2 if an option or file cannot be used. With --once: 0 if the "
@@ -51,7 +52,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         if not arguments.once:  # a service is ended so
             opened.enter_context(contextlib.suppress(KeyboardInterrupt, Terminated))
-        model = open_model(model_path(config.model), config.threads, config.delegate)
+        model = open_model(_model_path(config.model), config.threads, config.delegate)
         model.predict_probabilities(np.zeros((16, 16, 3), np.uint8))  # its start counts for none
         monitor = SafetyMonitor(others["safety"]) if others["safety"].enabled else None
         publishers = _open_publishers(**others, notify=notify, opened=opened)
@@ -71,6 +72,12 @@ def _values(arguments: argparse.Namespace) -> Values:
         del given["source"]
     values["watch"] = values.get("watch", {}) | given
     return values
+
+
+def _model_path(text):
+    """A model's file; of a preset the int8 one, which needs no training framework."""
+    path = Path(text)
+    return preset_file(text, "tflite") if text in PRESETS and not path.exists() else path
 
 
 def _check_together(others, once):
