@@ -230,12 +230,9 @@ def config_text(values: Values) -> str:
 
     Example:
 
-    >>> print(config_text({"watch": {"source": "frames"}})[:120])
-    # Settings of `ddunet watch`. A line that starts with # is not read.
-    <BLANKLINE>
-    [watch]
-    <BLANKLINE>
-    # where the frames come
+    >>> lines = config_text({"watch": {"source": "frames"}}).splitlines()
+    >>> lines[2], lines[6]
+    ('[watch]', 'source = "frames"')
     """
     lines = ["# Settings of `ddunet watch`. A line that starts with # is not read."]
     for section, config_class in SECTIONS.items():

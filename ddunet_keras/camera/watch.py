@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -141,12 +140,12 @@ class Watch:
         self._backlog: deque[Frame] = deque()  # those that were there before this process
         self._half_written: list[Frame] = []
         self._newest = _read_state(config.out / STATE)
-        self._is_silent = _is_silence(self._newest)
+        self._is_silent = str(self._newest.get("reason")).startswith(MISSING)
         self._heard_at = self._clock.monotonic()  # when the last new frame came
         self._silence_limit = config.max_age
         if monitor is not None:
             self._silence_limit = min(self._silence_limit, monitor.config.max_age)
-        self._thumbnail_folder: Path | None = None
+        self._thumbnail_days: list[str] = []
 
     def run(self) -> None:
         """Watches for ever. An exception ends it at any point, without a row lost or doubled."""
@@ -177,20 +176,10 @@ class Watch:
 
     def poll(self) -> None:
         """Takes what is new, once."""
-        try:
-            found = self._source.poll()
-        except DataError as error:
-            self._notify("source", str(error))
-            self._record_silence(_reason(MISSING, error, self._source.name))
-            self._flush()
-            return
-        self._notify("source", None)
-        if not self._has_begun:
-            found = self._begin(found)
         now = self._clock.monotonic()
         waiting = [frame for frame in self._half_written if frame.look(now)]
         self._half_written = []
-        for frame in [*waiting, *found]:
+        for frame in [*waiting, *self._find()]:
             self._take(frame, is_live=True)
         if now - self._heard_at >= self._silence_limit:
             self._say_of_frames(self._source.silence)
@@ -200,8 +189,9 @@ class Watch:
     def tick(self) -> None:
         """Tells the monitor and the publishers that time has gone by."""
         state = self._safety(None)
-        if state is not None and self._newest and self._newest.get("safe") != state.safe:
-            self._newest |= {"safe": state.safe, "safe_reason": state.reason}
+        told = _told(state)
+        if self._newest and self._newest.get("safe") != told["safe"]:
+            self._newest |= told
             self._write_state()
         for publisher in self._publishers:
             publisher.publish(None, state)
@@ -213,17 +203,27 @@ class Watch:
 
     # frames ---------------------------------------------------------------------------------------
 
-    def _begin(self, found):
+    def _find(self) -> Sequence[Frame]:
+        """The frames that are new; none while the source is away."""
+        try:
+            found = self._source.poll()
+        except DataError as error:
+            self._notify("source", str(error))
+            self._record_silence(_reason(MISSING, error, self._source.name))
+            return []
+        self._notify("source", None)
+        return found if self._has_begun else self._begin(found)
+
+    def _begin(self, found: Sequence[Frame]) -> Sequence[Frame]:
         """Of the frames that the first look finds, only the newest is of now."""
         self._has_begun = True
         older, newest = found[:-1], found[-1:]
         mark = (printable(os.path.abspath(self._source.name)), "")  # known from the first look on
         if not self._log.is_known(mark):
+            passed_over = [] if self.config.backlog else older
             try:
-                self._log.know([mark])
-                if not self.config.backlog:
-                    self._log.know(frame.key for frame in older)
-                    older = []
+                self._log.know([mark, *(frame.key for frame in passed_over)])
+                older = [] if passed_over else older
             except WriteError as error:
                 self._notify("log", _disk_fault(error))
         self._backlog.extend(older)
@@ -231,6 +231,8 @@ class Watch:
 
     def _take(self, frame: Frame, is_live: bool) -> None:
         """Measures and records a frame, unless it is gone or half written."""
+        if self._log.is_known(frame.key):
+            return  # its folder was away, and it was found a second time
         start = self._clock.monotonic()
         try:
             content = frame.read()
@@ -310,8 +312,7 @@ class Watch:
             self._heard_at = self._clock.monotonic()
             self._is_silent = False
             state = self._safety(record)
-            if state is not None:
-                record |= {"safe": state.safe, "safe_reason": state.reason}
+            record |= _told(state)
             for publisher in self._publishers:
                 publisher.publish(record, state)
         if result is not None:
@@ -346,17 +347,16 @@ class Watch:
 
     def _write_pictures(self, record, result: Segmentation, is_live: bool) -> str | None:
         """Writes the overlay of the newest frame, and a thumbnail; its path in the folder."""
-        if not is_live and not self.config.thumbnail_days:
-            return None
-        overlay = result.overlay()
         day = record["time"][:10]
         clock = record["time"][11:19].replace(":", "")
-        name = f"{THUMBNAILS}/{day}/{clock}.jpg" if self.config.thumbnail_days else None
+        name = f"{THUMBNAILS}/{day}/{clock}.jpg" if self._keeps_thumbnails_of(day) else None
+        if name is None and not is_live:
+            return None
+        overlay = result.overlay()
         try:
             if is_live:
                 write_image(self.config.out / LATEST, overlay)
             if name is not None:
-                self._make_room_for(self.config.out / THUMBNAILS / day)
                 write_image(self.config.out / name, _thumbnail(overlay))
         except WriteError as error:
             self._notify("pictures", _disk_fault(error))
@@ -364,19 +364,20 @@ class Watch:
         self._notify("pictures", None)
         return name
 
-    def _make_room_for(self, folder: Path) -> None:
-        """Removes the thumbnails of all but the newest days, when a day begins."""
-        if folder == self._thumbnail_folder:
-            return
-        self._thumbnail_folder = folder
-        remove_partial_files(folder)
-        try:
-            days = {name for name in os.listdir(folder.parent) if _is_day(name)}
-        except FileNotFoundError:
-            return
-        kept = sorted(days | {folder.name})[-self.config.thumbnail_days :]
-        for day in days.difference(kept):
-            shutil.rmtree(folder.parent / day, ignore_errors=True)
+    def _keeps_thumbnails_of(self, day: str) -> bool:
+        """Whether it is one of the newest days; when a day begins, the oldest one is removed."""
+        if self.config.thumbnail_days == 0:
+            return False
+        if day in self._thumbnail_days:
+            return True
+        folder = self.config.out / THUMBNAILS
+        remove_partial_files(folder / day)
+        found = set(os.listdir(folder)) if folder.is_dir() else set()
+        days = sorted({day, *filter(_is_day, found)})
+        self._thumbnail_days = days[-self.config.thumbnail_days :]
+        for old in set(days) - set(self._thumbnail_days):
+            shutil.rmtree(folder / old, ignore_errors=True)
+        return day in self._thumbnail_days
 
 
 def _thumbnail(overlay):
@@ -412,6 +413,8 @@ def _read_state(path):
     return state
 
 
-def _is_silence(state):
-    reason = str(state.get("reason"))
-    return reason.startswith(MISSING) or (reason == FROZEN and state.get("seconds") == 0.0)
+def _told(state):
+    """What a record says of safety."""
+    if state is None:
+        return {"safe": None, "safe_reason": None}
+    return {"safe": state.safe, "safe_reason": state.reason}
