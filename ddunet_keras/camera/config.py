@@ -231,7 +231,7 @@ def config_text(values: Values) -> str:
     Example:
 
     >>> lines = config_text({"watch": {"source": "frames"}}).splitlines()
-    >>> lines[2], lines[6]
+    >>> lines[2], lines[5]
     ('[watch]', 'source = "frames"')
     """
     lines = ["# Settings of `ddunet watch`. A line that starts with # is not read."]

@@ -273,11 +273,8 @@ class FolderSource:
         elif now - before.since > SETTLED and now - before.at < RELISTED:
             return before
         # within SETTLED it is listed each time: the time of a folder may be coarse
-        folders, names = self._list(folder)
         place = printable(os.path.abspath(folder))
-        new = {printable(name): name for name in names}
-        for name in self._known.known_names(place):
-            new.pop(name, None)
+        folders, new = self._list(folder, self._known.known_names(place))
         handed_out = self._found.get(folder, set())
         self._found[folder] = set()
         for name, file_name in new.items():
@@ -290,20 +287,23 @@ class FolderSource:
             self._found[folder].add(name)
         return before._replace(at=now, folders=folders)
 
-    def _list(self, folder):
+    def _list(self, folder, known):
+        """The folders in a folder, and by the names in the log the frames that it does not have."""
         folders = []
-        names = []
+        new = {}
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name in known:  # nearly all, so that the rest may take time
+                    continue
                 name = entry.name.lower()
                 if name.startswith(".") or any(word in name for word in NOT_FRAMES):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     if os.path.realpath(entry.path) != self._out:
                         folders.append(entry.path)
-                elif name.endswith(SUFFIXES):
-                    names.append(entry.name)
-        return folders, names
+                elif name.endswith(SUFFIXES) and printable(entry.name) not in known:
+                    new[printable(entry.name)] = entry.name
+        return folders, new
 
 
 class FileSource:
