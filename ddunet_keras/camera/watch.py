@@ -41,6 +41,7 @@ from ddunet_keras.files import (
 )
 from ddunet_keras.prediction import Model
 from ddunet_keras.sky import Segmentation
+from ddunet_keras.sky.quality import NO_SKY
 from ddunet_keras.sky.reading import Photo, ReadOptions, read_photo
 
 STATE = "state.json"
@@ -286,7 +287,7 @@ class Watch:
             "okta": cover.okta,
             "valid_fraction": round(cover.valid_fraction, 4),
             "usable": result.usable and is_known,
-            "reason": result.reason or (None if is_known else "no sky in it"),
+            "reason": result.reason or (None if is_known else NO_SKY),
             "confidence": None if result.confidence is None else round(result.confidence, 3),
             "zones": zones,
         }
