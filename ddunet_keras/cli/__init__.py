@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ddunet_keras import __version__
-from ddunet_keras.cli import adapt, convert, data, demo, evaluate, horizon, predict, train
+from ddunet_keras.cli import adapt, convert, data, demo, evaluate, horizon, predict, train, watch
 from ddunet_keras.cli.console import Terminated, fail, print_any_name, terminated_as_exception
 from ddunet_keras.cli.options import Parser
 
@@ -56,6 +56,6 @@ def parser() -> Parser:
     )
     whole.add_argument("--version", action="version", version=f"ddunet {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, adapt, evaluate, predict, horizon, convert, data, demo):
+    for module in (train, adapt, evaluate, predict, watch, horizon, convert, data, demo):
         module.add_commands(commands)
     return whole
