@@ -15,7 +15,7 @@ const SATURATED_LEVEL = 250; // a pixel is saturated if all of its channels reac
 const FLAT_DEVIATION = 1; // largest difference from the mean in a picture of one colour
 const FEW = 1 / 1000; // share of the pixels
 const BRIGHT_PART = 1 / 4; // least share of bright pixels in a photo that may be saturated
-const SATURATED_PART = 19 / 20; // share of the bright pixels that are saturated in a saturated photo
+const SATURATED_PART = 19 / 20; // share of the bright pixels that are saturated in such a photo
 const OPAQUE = 128; // alpha from which a pixel counts; what is transparent is no sky
 
 // values of a mask, as in the mask pictures of `ddunet predict`
@@ -159,22 +159,30 @@ export function whyUnusable(pixels, valid) {
   const sums = [0, 0, 0];
   for (let pixel = 0; pixel < valid.length; pixel++) {
     if (!valid[pixel]) continue;
-    const colour = pixels.subarray(3 * pixel, 3 * pixel + 3);
-    const brightest = Math.max(...colour);
+    const red = pixels[3 * pixel];
+    const green = pixels[3 * pixel + 1];
+    const blue = pixels[3 * pixel + 2];
+    const brightest = Math.max(red, green, blue);
     count += 1;
-    light += brightest > BLACK_LEVEL;
-    bright += brightest > DARK_LEVEL;
-    saturated += Math.min(...colour) >= SATURATED_LEVEL;
-    colour.forEach((value, channel) => (sums[channel] += value));
+    if (brightest > BLACK_LEVEL) light += 1;
+    if (brightest > DARK_LEVEL) bright += 1;
+    if (Math.min(red, green, blue) >= SATURATED_LEVEL) saturated += 1;
+    sums[0] += red;
+    sums[1] += green;
+    sums[2] += blue;
   }
-  if (light < FEW * count || count === 0) return "black";
+  if (count === 0 || light < FEW * count) return "black";
   if (bright >= BRIGHT_PART * count && saturated >= SATURATED_PART * bright) return "saturated";
   const mean = sums.map((sum) => Math.floor(sum / count + 0.5));
   let different = 0;
   for (let pixel = 0; pixel < valid.length; pixel++) {
     if (!valid[pixel]) continue;
-    const differs = (channel) => Math.abs(pixels[3 * pixel + channel] - mean[channel]) > FLAT_DEVIATION;
-    different += differs(0) || differs(1) || differs(2);
+    let deviation = 0;
+    for (let channel = 0; channel < 3; channel++) {
+      const difference = Math.abs(pixels[3 * pixel + channel] - mean[channel]);
+      deviation = Math.max(deviation, difference);
+    }
+    if (deviation > FLAT_DEVIATION) different += 1;
   }
   return different < FEW * count ? "flat colour" : null;
 }
