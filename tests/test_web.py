@@ -47,13 +47,14 @@ def site(assembler, tmp_path_factory):
     """The folder with the page."""
     if shutil.which("npm") is None:
         pytest.skip("npm (Node.js) is not installed")
-    folder = tmp_path_factory.mktemp("web")
+    folder = tmp_path_factory.mktemp("web") / "site"
     try:
-        assembler.install_packages(folder / "npm")
+        assembler.assemble(folder)
     except DataError as error:
+        if not str(error).startswith("npm cannot install"):
+            raise
         pytest.skip(str(error))
-    assembler.assemble(folder / "site")
-    return folder / "site"
+    return folder
 
 
 class CountingHandler(http.server.SimpleHTTPRequestHandler):
@@ -205,7 +206,7 @@ def test_it_finds_the_clouds_that_python_finds(page, segmenter, tmp_path):
 
 @pytest.mark.shared
 def test_it_finds_the_clouds_that_python_finds_in_real_photos(page, segmenter, shared):
-    whole_sky = sorted((shared / "data" / "wsiseg-240" / "whole sky images").iterdir())[:1]
+    whole_sky = sorted((shared / "data" / "wsiseg-240" / "images").iterdir())[:1]
     patches = sorted((shared / "data" / "swinyseg-base" / "images").glob("*.jpg"))[:600:200]
     assert patches and whole_sky
     for path in patches + whole_sky:
