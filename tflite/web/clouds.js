@@ -331,9 +331,8 @@ async function show(network, file) {
   say(`Measuring ${file.name}`);
   let bitmap = null;
   try {
-    // the pixels as they are in the file, upright
+    // upright, and else the pixels as they are in the file
     bitmap = await createImageBitmap(file, {
-      imageOrientation: "from-image",
       colorSpaceConversion: "none",
       premultiplyAlpha: "none",
     });
@@ -361,13 +360,17 @@ async function show(network, file) {
 
 function start() {
   const network = loadNetwork();
-  // photos are measured one after another, the first as soon as the network is there
-  let last = network.then(() => {
+  const ready = network.then(() => {
     say("Ready.");
     setBusy(false);
-  }).catch(fail);
+  });
+  // photos are measured one after another, the first as soon as the network is there
+  let last = ready.catch((error) => fail("It does not work in this browser", error));
   const take = (files) => {
-    if (files.length > 0) last = last.then(async () => show(await network, files[0])).catch(fail);
+    if (files.length === 0) return;
+    const [file] = files;
+    const showFile = async () => show(await network, file);
+    last = last.then(showFile).catch((error) => fail(file.name, error));
   };
   for (const id of ["file", "camera"]) {
     element(id).addEventListener("change", (event) => {
@@ -391,8 +394,8 @@ function start() {
   });
 }
 
-function fail(error) {
-  say(`It does not work in this browser: ${error?.message ?? error}`);
+function fail(what, error) {
+  say(`${what}: ${error?.message ?? error}`);
   setBusy(false);
 }
 
