@@ -1,0 +1,1 @@
+"""A camera that watches the sky: its log, what is made of it, and archives of frames."""
