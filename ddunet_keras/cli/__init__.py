@@ -21,7 +21,12 @@ from ddunet_keras.cli import (
 from ddunet_keras.cli.console import Terminated, fail, print_any_name, terminated_as_exception
 from ddunet_keras.cli.options import Parser
 
-EXTRAS = {"matplotlib": "plot", "astral": "report"}
+EXTRAS = {
+    "matplotlib": "plot",
+    "astral": "report",
+    "pyarrow": "archive",
+    "distributed": "dask",
+}
 """Package that is imported when it is needed -> extra that installs it; all others: "train"."""
 
 
