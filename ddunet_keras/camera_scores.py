@@ -16,7 +16,6 @@ from ddunet_keras.data.datasets import Dataset, open_dataset
 from ddunet_keras.evaluation import markdown_table
 from ddunet_keras.files import DataError, StrPath, read_text
 from ddunet_keras.prediction import Model, find_photos
-from ddunet_keras.sky import Segmentation
 from ddunet_keras.sky.reading import read_image
 
 EXPECTED = {"clear": (0.0, 0.15), "overcast": (0.85, 1.0), "aurora": (0.0, 0.25)}
@@ -127,18 +126,13 @@ def score_camera(model: Model, camera: Camera) -> dict[str, Any]:
     return {"camera": camera.name, **scores}
 
 
-def is_usable(result: Segmentation) -> bool:
-    """Whether a result is to be trusted at all, by its own account."""
-    return bool(getattr(result, "usable", True))
-
-
 def _score_masks(model, camera):
     counts = []
     usable = 0
     for sample in camera.dataset:
         image, labels = camera.dataset.load(sample)
-        result = model.segment(image, THRESHOLD, HORIZON)
-        if is_usable(result):
+        result = model.segment(image, THRESHOLD, HORIZON, force=False)
+        if result.usable:
             usable += 1
             is_cloud = (result.probabilities >= THRESHOLD).astype(np.uint8)
             counts.append(metrics.confusion(is_cloud, labels))
@@ -163,8 +157,8 @@ def _score_masks(model, camera):
 def _score_words(model, camera):
     covers: dict[str, list[float]] = {word: [] for word in sorted(set(camera.words.values()))}
     for name, path in camera.frames.items():
-        result = model.segment(read_image(path), THRESHOLD, HORIZON)
-        if is_usable(result):
+        result = model.segment(read_image(path), THRESHOLD, HORIZON, force=False)
+        if result.usable:
             covers[camera.words[name]].append(result.cloud_cover.fraction)
     words = {}
     for word, values in covers.items():

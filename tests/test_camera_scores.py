@@ -7,16 +7,15 @@ import pytest
 
 from ddunet_keras.camera_scores import cameras_markdown, open_camera, score_camera
 from ddunet_keras.files import DataError, write_image
-from ddunet_keras.sky import segment
+from ddunet_keras.sky import Segmentation
 
 
 class Bright:
     """Stands in for a model: bright pixels are cloud; black photos are unusable."""
 
-    def segment(self, image, threshold=0.5, horizon=None):
-        result = segment(lambda photo: photo.mean(axis=-1) / 255, image, threshold, horizon)
-        result.usable = bool(image.any())
-        return result
+    def segment(self, image, threshold=0.5, horizon=None, *, force=False):
+        brightness = image.mean(axis=-1) / 255
+        return Segmentation(image, brightness, reason=None if image.any() else "black")
 
 
 def gray(*rows):

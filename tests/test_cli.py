@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import ddunet_keras
 from ddunet_keras import cli
 from ddunet_keras.data.splits import Split
-from ddunet_keras.data.synthetic import write_synthetic
-from ddunet_keras.files import read_gray
+from ddunet_keras.data.synthetic import synthetic_sky, write_synthetic
+from ddunet_keras.files import read_gray, write_image
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky.reading import read_image
 
@@ -309,7 +308,7 @@ def predict(capsys, model_file, out, *inputs):
 def test_predict_writes_mask_overlay_and_json(capsys, tmp_path, model_file, skies):
     out = tmp_path / "out"
     photos = [skies / "images" / "0000.jpg", tmp_path / "0000.png"]
-    Image.new("RGB", (50, 70), (90, 120, 200)).save(photos[1])
+    write_image(photos[1], synthetic_sky(0, (70, 50))[0])
     code, printed, err = predict(capsys, model_file, out, *photos)
     assert (code, err) == (0, "")
     assert str(photos[0]) in printed and "okta" in printed

@@ -24,11 +24,15 @@ from ddunet_keras.sky import (
 CIRCLE = "circle:60,40,36"
 
 
+def brightness(photo):
+    return photo.mean(axis=-1) / 255
+
+
 class SkyModel:
     """Stands in for a model: bright pixels are cloud."""
 
-    def segment(self, image, threshold=0.5, horizon=None):
-        return segment(lambda photo: photo.mean(axis=-1) / 255, image, threshold, horizon)
+    def segment(self, image, threshold=0.5, horizon=None, *, force=True):
+        return segment(brightness, image, threshold, horizon, force=True)
 
 
 def fisheye(height=240, width=320, x=150, y=118, radius=100, level=150):
@@ -202,7 +206,7 @@ def test_a_wrong_zone_is_said_once(tmp_path, zone):
 def test_the_printed_line_tells_zones_and_a_missing_disc(tmp_path, capsys):
     write_image(tmp_path / "round.png", fisheye())
     write_image(tmp_path / "flat.png", np.full((60, 80, 3), 120, np.uint8))
-    options = ["--horizon", "auto", "--zone", "zenith:30", "--zone", "circle:40,30,9"]
+    options = ["--horizon", "auto", "--zone", "zenith:30", "--zone", "circle:40,30,9", "--force"]
     paths = [str(tmp_path / name) for name in ("round.png", "flat.png")]
     cli.main(["predict", *paths, "--out", str(tmp_path / "out"), "--no-overlay", *options])
     lines = capsys.readouterr().out.splitlines()
