@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -95,7 +96,7 @@ class Day:
         """That of `start` from UTC, such as UTC+01:00."""
         return f"UTC{self.start.isoformat()[len('2026-11-28T00:00:00') :]}"
 
-    @property
+    @cached_property
     def hours(self) -> np.ndarray:
         """Hours since `start` of each measurement, float64 (n,)."""
         seconds = [(one.time - self.start).total_seconds() for one in self.measurements]
@@ -106,7 +107,7 @@ class Day:
         """Hours that the day has: 24, or more where clocks were set back in it."""
         return max(DAY_HOURS, math.floor(self.hours[-1]) + 1)
 
-    @property
+    @cached_property
     def held(self) -> np.ndarray:
         """Hours for which each measurement stands, float64 (n,).
 
@@ -119,12 +120,12 @@ class Day:
         until_next = np.append(intervals, longest + 1)
         return np.where(until_next <= longest, until_next, usual)
 
-    @property
+    @cached_property
     def ends(self) -> np.ndarray:
         """Hours since `start` at which each measurement ceases to stand, float64 (n,)."""
         return self.hours + self.held
 
-    @property
+    @cached_property
     def percents(self) -> np.ndarray:
         """Cloud cover of each measurement in percent, float64 (n,); NaN where there is none."""
         values = [
