@@ -244,6 +244,7 @@ def test_a_row_is_a_line_whatever_a_file_is_called(frames, tmp_path, name):
         (["--table", "a.csv", "--masks", "--out", "FRAMES"], "give another"),
         (["--table", "a.csv", "--workers", "0"], "positive"),
         (["--table", "FRAMES"], "a .csv or a .parquet"),
+        (["--table", "a.csv", "--dask", "nowhere://x"], "no Dask scheduler there"),
     ],
 )
 def test_mistakes_are_said_in_a_line(frames, tmp_path, capsys, monkeypatch, words, error):

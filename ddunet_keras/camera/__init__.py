@@ -1,1 +1,1 @@
-"""A camera that watches the sky: its log, what is made of it, and archives of frames."""
+"""A camera that is watched: what is recorded, and who is told. NumPy and Pillow only."""

@@ -132,7 +132,9 @@ def _draw_lights(axes, day, place):
     lights = [light(place, time) for time in times]
     for name, group in groupby(zip(begins, lights, strict=True), key=lambda pair: pair[1]):
         run = [begin for begin, _ in group]
-        axes.axvspan(run[0], run[-1] + step, color=LIGHT_COLORS[name], linewidth=0)
+        color = LIGHT_COLORS[name]
+        # no soft edges: the page would shine through between two of them
+        axes.axvspan(run[0], run[-1] + step, color=color, linewidth=0, antialiased=False)
     handles = [
         Patch(facecolor=LIGHT_COLORS[name], edgecolor=GRAY, linewidth=0.5, label=name)
         for name, _ in LIGHTS
