@@ -297,13 +297,15 @@ def test_a_log_without_a_record_is_an_error(tmp_path, capsys, content):
         (["a.jsonl", "--latitude", "98", "--longitude", "0"], "degrees north"),
         (["a.jsonl", "--latitude", "nan", "--longitude", "0"], "degrees north"),
         (["a.jsonl", "--day", "yesterday"], "YYYY-MM-DD"),
-        (["a.jsonl", "--out", "sub"], "is a folder"),
+        (["a.jsonl", "--out", "sub.html"], "is a folder"),
+        (["a.jsonl", "--out", "a.jsonl"], "is not a .html file"),
+        (["a.jsonl", "--png", "day.jpg"], "is not a .png file"),
     ],
 )
 def test_mistakes_are_said_in_a_line(tmp_path, capsys, monkeypatch, words, error):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(json.dumps(line(0)))
-    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub.html").mkdir()
     try:
         code = main(["report", *words])
     except SystemExit as stop:

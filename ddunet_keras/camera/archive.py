@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddunet_keras.files import DataError, WriteError, printable
+from ddunet_keras.files import DataError, WriteError, printable, remove_partial_files
 from ddunet_keras.prediction import PredictOptions, check_results_folder, predict_file
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.segmenter import Segmenter
@@ -74,6 +74,7 @@ def measure_archive(
     options.check()
     if masks is not None:
         check_results_folder(photos.values(), masks)
+        remove_partial_files(masks)
     Segmenter(model, threads=1)  # says here, and not for each frame, what is wrong with it
     if workers < 1:
         raise ValueError(f"`workers` must be a positive integer. Received: workers={workers!r}")

@@ -15,6 +15,9 @@ def run_report(arguments: argparse.Namespace) -> None:
     from ddunet_keras.camera.report import summary, write_report
     from ddunet_keras.camera.sun import Place
 
+    for path, suffix in ((arguments.out, ".html"), (arguments.png, ".png")):
+        if path is not None and path.suffix.lower() != suffix:  # it might be the log itself
+            raise DataError(f"{path}: is not a {suffix} file, which is written here")
     place = None
     if (arguments.latitude is None) != (arguments.longitude is None):
         raise DataError("--latitude and --longitude belong together: give both")
