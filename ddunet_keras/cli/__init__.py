@@ -17,6 +17,7 @@ from ddunet_keras.cli import (
     predict,
     report,
     train,
+    watch,
 )
 from ddunet_keras.cli.console import Terminated, fail, print_any_name, terminated_as_exception
 from ddunet_keras.cli.options import Parser
@@ -74,6 +75,6 @@ def parser() -> Parser:
     )
     whole.add_argument("--version", action="version", version=f"ddunet {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, adapt, evaluate, predict, horizon, report, convert, data, demo):
+    for module in (train, adapt, evaluate, predict, watch, report, horizon, convert, data, demo):
         module.add_commands(commands)
     return whole
