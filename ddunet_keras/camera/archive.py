@@ -56,10 +56,11 @@ def measure_archive(
         client: of a Dask cluster. Its workers see photos, model and `masks` under the same paths.
 
     Yields:
-        time and time_from (as in a record of `ddunet watch`), frame (path), percent, okta, valid_fraction, usable,
-        reason, confidence, zones (percent of each, or None), mask (name of a file in `masks`, or
-        None), and the settings model (name of the file), threshold and horizon. Of a frame that
-        cannot be read, usable is False, and the reason begins with "unreadable: ".
+        time and time_from (as in a record of `ddunet watch`), frame (path), percent, okta,
+        valid_fraction, usable, reason, confidence, zones (percent of each, or None), mask (name of
+        a file in `masks`, or None), and the settings model (name of the file), threshold and
+        horizon. Of a frame that cannot be read, usable is False, and the reason begins with
+        "unreadable: ".
 
     Raises:
         DataError: the model, the horizon or a zone cannot be used, or photos come from `masks`.
