@@ -75,6 +75,7 @@ def parser() -> Parser:
     )
     whole.add_argument("--version", action="version", version=f"ddunet {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, adapt, evaluate, predict, watch, report, horizon, convert, data, demo):
+    modules = (train, adapt, evaluate, predict, watch, report, horizon, convert, data, demo)
+    for module in modules:
         module.add_commands(commands)
     return whole
