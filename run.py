@@ -65,7 +65,8 @@ def set_up():
         make_environment()
     print("run.py: installing the dependencies, some minutes", flush=True)
     install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
-    subprocess.run([*install, "--editable", ".[train,mcu,fits,test]"], cwd=ROOT, check=True)
+    extras = "train,mcu,fits,mqtt,report,archive,dask,test"
+    subprocess.run([*install, "--editable", f".[{extras}]"], cwd=ROOT, check=True)
     STAMP.write_text(wanted)  # last: where it is found, all of the environment is there
 
 

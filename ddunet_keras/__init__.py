@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # what editors and type checkers see; the names and modules o
     from ddunet_keras.evaluation import evaluate
     from ddunet_keras.files import DataError
     from ddunet_keras.layers import DMSC, DWBG
-    from ddunet_keras.model import DDUNet, load_model
+    from ddunet_keras.model import DDUNet, build_network, load_model
+    from ddunet_keras.networks.architectures import NETWORKS
     from ddunet_keras.presets import PRESETS
     from ddunet_keras.recipes import RECIPES, AblationConfig, AdaptConfig, Recipe, TrainingConfig
     from ddunet_keras.reference import load_paddle_weights
@@ -41,7 +42,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DDUNet": "model",
+    "build_network": "model",
     "load_model": "model",
+    "NETWORKS": "networks.architectures",
     "PRESETS": "presets",
     "DMSC": "layers",
     "DWBG": "layers",
@@ -83,6 +86,7 @@ _HOME = {
 __all__ = [  # the names of _HOME again: editors read no expression here
     "DMSC",
     "DWBG",
+    "NETWORKS",
     "PRESETS",
     "RECIPES",
     "AblationConfig",
@@ -105,6 +109,7 @@ __all__ = [  # the names of _HOME again: editors read no expression here
     "ablate",
     "adapt",
     "benchmark",
+    "build_network",
     "cloud_cover",
     "convert",
     "evaluate",

@@ -38,8 +38,9 @@ from ddunet_keras.files import (
 from ddunet_keras.images import normalize, resize_image, resize_labels, resize_probabilities
 from ddunet_keras.losses import SegmentationLoss
 from ddunet_keras.metrics import confusion, image_scores
-from ddunet_keras.model import DDUNet, load_model
+from ddunet_keras.model import load_model
 from ddunet_keras.recipes import RECIPES, AdaptConfig
+from ddunet_keras.segmentation_network import SegmentationNetwork
 
 MODEL_FILE = "adapted.keras"
 """Name of the model in the folder of a run."""
@@ -217,7 +218,7 @@ def _own_frames(frames: CameraFrames, own: list[Frame], size) -> _Pool:
     return _Pool(np.stack(images), np.stack(labels), OWN_AUGMENTATION, np.array(covers))
 
 
-def _skies(teacher: DDUNet, config: AdaptConfig) -> _Pool:
+def _skies(teacher: SegmentationNetwork, config: AdaptConfig) -> _Pool:
     """The pool of synthetic skies, as other cameras see them, with what the teacher says of them.
 
     They are augmented before the teacher sees them: the model shall stay as it is, and learn
@@ -253,7 +254,7 @@ def black_sky(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]
 
 
 class _WithFixedStatistics(keras.Model):
-    """Trains a `DDUNet` whose batch normalization keeps its averages."""
+    """Trains a network whose batch normalization keeps its averages."""
 
     def __init__(self, model):
         super().__init__(name="fixed_statistics")

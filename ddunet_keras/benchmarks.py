@@ -39,6 +39,7 @@ def benchmark(
     *,
     weights: Path = WEIGHTS,
     files: Path = TFLITE,
+    trained: Sequence[Path] = (),
     sizes: Sequence[int] | None = None,
     cameras: Sequence[Camera] = (),
     progress: Callable[[str], Any] | None = None,
@@ -52,6 +53,8 @@ def benchmark(
         datasets: from `open_dataset`.
         weights: folder with a folder NAME for each model: NAME.keras, run.json, split.json.
         files: folder of NAME_SIZE.tflite, int8. The float model is scored at the same sizes.
+        trained: folders that `ddunet train` wrote, of whatever network, to score beside those that
+            ship; so is one `.tflite` file in them for each size.
         sizes: only these sides, such as (96, 256).
         cameras: from `open_camera`: the presets are scored on their frames, too, whole and not by a
             split. Nothing may have been trained on them.
@@ -69,7 +72,7 @@ def benchmark(
             data set nor a camera is given.
     """
     say = progress or (lambda line: None)
-    runs = sorted(Path(weights).glob("*/run.json"))
+    runs = sorted(Path(weights).glob("*/run.json")) + [Path(run) / "run.json" for run in trained]
     if not datasets and not cameras:
         raise DataError("nothing to score on: give the folder of a data set or of a camera")
     if not runs:
@@ -86,7 +89,9 @@ def benchmark(
             if names
         ]
         if tests:
-            segmenters |= {file.name: segmenter for file, segmenter in shipped.int8.values()}
+            segmenters |= {
+                shipped.label(file): segmenter for file, segmenter in shipped.int8.values()
+            }
             rows += _score(shipped, tests, say)
         if shipped.split.protocol != "paper":  # those are for Table I alone
             camera_rows += _score_cameras(shipped, cameras, say)
@@ -105,9 +110,11 @@ def benchmark(
 
 @dataclass(frozen=True)
 class _Shipped:
-    """A model that ships: its folder and training, and its int8 files by (height, width)."""
+    """A model that ships, or that was trained: its folder, file and training, and its int8 files by
+    (height, width)."""
 
     folder: Path
+    file: Path
     settings: dict
     split: Split
     int8: dict[tuple[int, int], tuple[Path, Segmenter]]
@@ -124,26 +131,35 @@ class _Shipped:
     def model(self):
         from ddunet_keras.model import load_model  # only here: it imports Keras
 
-        return load_model(self.folder / f"{self.name}.keras")
+        return load_model(self.file)
 
     def forms(self, shape):
         """What is scored at a size: dtype, what predicts, and what it costs."""
         forms = [("float32", self.model.resized((*shape, 3)), {})]
         if shape in self.int8:
             file, segmenter = self.int8[shape]
-            forms.append(("int8", segmenter, _costs(file)))
+            forms.append(("int8", segmenter, {"file": self.label(file), **_costs(file)}))
         return forms
+
+    def label(self, file):
+        """The file's name, with its folder's where that is a training's."""
+        return f"{self.name}/{file.name}" if file.parent == self.folder else file.name
 
 
 def _open_shipped(folder, files, sizes):
-    run = read_json(folder / "run.json")
+    settings = read_json(folder / "run.json")["settings"]
+    model = folder / f"{folder.name}.keras"
+    converted = sorted(files.glob(f"{folder.name}_[0-9]*.tflite"))
+    if not model.is_file():  # a folder that `ddunet train` wrote
+        model = folder / "best.keras"
+        converted = sorted(folder.glob("*.tflite"))
     int8 = {}
-    for file in sorted(files.glob(f"{folder.name}_[0-9]*.tflite")):
+    for file in converted:
         segmenter = Segmenter(file, threads=1)
         height, width = segmenter.image_shape[:2]
         if not sizes or height in sizes:
             int8[height, width] = (file, segmenter)
-    return _Shipped(folder, run["settings"], Split.load(folder / "split.json"), int8)
+    return _Shipped(folder, model, settings, Split.load(folder / "split.json"), int8)
 
 
 def _score(shipped, tests, say):
@@ -153,8 +169,9 @@ def _score(shipped, tests, say):
         for shape in shipped.shapes:
             about = {
                 "model": shipped.name,
-                "variant": shipped.settings["variant"],
-                "base_channels": shipped.settings["base_channels"],
+                "network": shipped.settings.get("network", "ddunet"),
+                "variant": shipped.settings.get("variant"),
+                "base_channels": shipped.settings.get("base_channels"),
                 "protocol": protocol,
                 "data": dataset.root.name,
                 "size": list(shape),
@@ -218,7 +235,7 @@ def _row(group):
 
 
 def _costs(file):
-    costs = {"file": file.name, "bytes": file.stat().st_size}
+    costs = {"bytes": file.stat().st_size}
     report = file.with_suffix(".json")
     if report.is_file():
         arena = read_json(report)["verification"].get("arena")

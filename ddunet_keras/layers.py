@@ -430,6 +430,11 @@ def _upsample_axis(inputs, axis):
     return ops.reshape(doubled, shape)
 
 
+def upsample_align_corners(inputs):
+    """Bilinear upsampling by 2 of (batch, h, w, c); the corners keep their place and value."""
+    return _upsample_axis(_upsample_axis(inputs, 1), 2)
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class UpConvBNReLU(keras.layers.Layer):
     """Bilinear upsampling by 2, 1x1 convolution without bias, batch normalization, ReLU.
@@ -468,7 +473,7 @@ class UpConvBNReLU(keras.layers.Layer):
             )
             x = ops.cast(resized, x.dtype)
         else:
-            x = _upsample_axis(_upsample_axis(x, 1), 2)
+            x = upsample_align_corners(x)
         return ops.relu(self.norm(x, training=training))
 
     def compute_output_shape(self, input_shape):

@@ -1,4 +1,4 @@
-"""DDUNet: the Dual Dynamic U-Net as a Keras model."""
+"""DDUNet, the Dual Dynamic U-Net as a Keras model; `build_network` and `load_model`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
-from ddunet_keras.files import DataError, atomic_path, first_line
-from ddunet_keras.images import normalize, resize_image
+from ddunet_keras.files import DataError, first_line
 from ddunet_keras.layers import (
     DMSC,
     DWBG,
@@ -21,17 +20,19 @@ from ddunet_keras.layers import (
     InvertedResidual,
     UpConvBNReLU,
 )
+from ddunet_keras.networks.architectures import NETWORKS
+from ddunet_keras.networks.network import ComparedNetwork
 from ddunet_keras.presets import preset_file
 from ddunet_keras.recipes import VARIANTS
+from ddunet_keras.segmentation_network import SegmentationNetwork
 from ddunet_keras.settings import CLASSES, POSITIVE, Choice
-from ddunet_keras.sky import Segmentation, segment
 
 MAX_CONFIG_BYTES = 1_000_000
-"""Longest description of a model that is read from a file; a DDUNet's has 3 kB."""
+"""Longest description of a model that is read from a file; a network's has 3 kB."""
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class DDUNet(keras.Model):
+class DDUNet(SegmentationNetwork):
     """Segments clouds in a photo of the sky with 0.33 M parameters (at `base_channels=8`).
 
     A U-Net of five stages. `variant="full"` has dynamic multi-scale convolutions (`DMSC`) in the
@@ -178,10 +179,6 @@ class DDUNet(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(**config)
-
-    @classmethod
     def from_preset(
         cls,
         name: str = "ddunet_c8",
@@ -209,136 +206,6 @@ class DDUNet(keras.Model):
             return model
         return model.resized(image_shape or model.image_shape, deep_supervision)
 
-    def resized(
-        self,
-        image_shape: tuple[int, int, int],
-        deep_supervision: bool = False,
-        dtype: Any = None,
-    ) -> DDUNet:
-        """The same network with the same weights for another size.
-
-        Args:
-            image_shape: (height, width, 3).
-            deep_supervision: keep the heads that only train.
-            dtype: a dtype policy in place of the model's own.
-
-        Example:
-
-        >>> DDUNet((32, 32, 3), base_channels=2).resized((64, 96, 3)).output_shape
-        (None, 64, 96, 1)
-        """
-        config = self.get_config()
-        config["image_shape"] = image_shape
-        config["deep_supervision"] = deep_supervision
-        if dtype:
-            config["dtype"] = dtype
-        model = type(self)(**config)
-        for layer in model.layers:
-            layer.set_weights(self.get_layer(layer.name).get_weights())
-        return model
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The loss of Keras, for labels that are given once or for each output.
-
-        With deep supervision every output is compared with the same labels, which
-        `SegmentationLoss` brings to the output's size.
-        """
-        if isinstance(y_pred, (list, tuple)):
-            if not isinstance(y, (list, tuple, dict)):
-                y = [y for _ in y_pred]
-            if sample_weight is not None and not isinstance(sample_weight, (list, tuple, dict)):
-                sample_weight = [sample_weight for _ in y_pred]
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """The metrics of Keras, of the output of full size alone."""
-
-        def first(value):
-            if isinstance(value, dict):
-                return value.get("head_1")
-            return value[0] if isinstance(value, (list, tuple)) else value
-
-        # as dicts of one output: Keras 3.12 would count the model's outputs otherwise
-        y, y_pred = {"logits": first(y)}, {"logits": first(y_pred)}
-        return super().compute_metrics(x, y, y_pred, first(sample_weight))
-
-    def save(self, filepath: str | Path, overwrite: bool = True, **kwargs) -> None:
-        """Writes a `.keras` file, complete or not at all; `load_model` reads it.
-
-        Args:
-            filepath: of the file; its name ends in `.keras`.
-            overwrite: ask before a file is replaced, where False.
-            **kwargs: of `keras.Model.save`.
-
-        Raises:
-            ValueError: the name ends otherwise. Keras writes HDF5 files (`.h5`), too, and cannot
-                read a DDUNet from them.
-
-        Example:
-
-        >>> DDUNet((32, 32, 3), base_channels=2).save(tmp / "model.keras")
-        """
-        if not str(filepath).endswith(".keras"):
-            raise ValueError(
-                f"the name of a model's file must end in .keras. Received: filepath={filepath!r}"
-            )
-        if "://" in str(filepath) or not overwrite:
-            super().save(filepath, overwrite=overwrite, **kwargs)
-            return
-        with atomic_path(filepath) as temporary:
-            super().save(temporary, **kwargs)
-
-    def predict_probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Class probabilities of one photo at the size of the network.
-
-        Args:
-            image: uint8 (h, w, 3), RGB, of any size.
-
-        Returns:
-            float32 (height, width), the probability of cloud; for `num_classes` n > 2
-            (height, width, n). Height and width are those of `image_shape`. It is the `predictor`
-            that `ddunet_keras.evaluate` takes.
-        """
-        inputs = normalize(resize_image(image, self.image_shape[:2]))[None]
-        logits = self.predict_on_batch(inputs)
-        logits = logits[0] if isinstance(logits, (list, tuple)) else logits
-        if self.num_classes == 2:
-            return ops.convert_to_numpy(ops.sigmoid(logits[0, ..., 0]))
-        return ops.convert_to_numpy(ops.softmax(logits[0]))
-
-    def segment(
-        self,
-        image: np.ndarray,
-        threshold: float = 0.5,
-        horizon: Any = None,
-        channel_order: str = "rgb",
-        force: bool = False,
-    ) -> Segmentation:
-        """Finds the clouds in one photo.
-
-        Args:
-            image: uint8 (h, w, 3) of any size.
-            threshold: probability in (0, 1) from which a pixel is cloud (two classes only).
-            horizon: None, "auto", "circle:x,y,r" (pixels of the photo), a mask file or a boolean
-                array; outside it nothing counts. See `ddunet_keras.sky.horizon_mask`.
-            channel_order: "rgb", or "bgr" as OpenCV reads.
-            force: find clouds in a photo that says nothing of the sky, too, such as a black one.
-
-        Returns:
-            `ddunet_keras.sky.Segmentation`: `mask`, `cloud_cover`, `overlay()`, all at the photo's
-            own size; `usable`, `reason` and `confidence`.
-
-        Raises:
-            ValueError: the image is not uint8 (h, w, 3), or another argument is out of its range.
-
-        Example:
-
-        >>> photo, _ = dd.synthetic_sky(0, (40, 60))
-        >>> DDUNet(image_shape=(32, 48, 3), base_channels=2).segment(photo).mask.shape
-        (40, 60)
-        """
-        return segment(self.predict_probabilities, image, threshold, horizon, channel_order, force)
-
 
 def _check_image_shape(image_shape):
     shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else ()
@@ -351,11 +218,45 @@ def _check_image_shape(image_shape):
     return tuple(int(s) for s in shape)
 
 
-def load_model(path: str | Path) -> DDUNet:
-    """Loads a `.keras` file that holds a DDUNet, without its optimizer.
+def build_network(
+    name: str,
+    image_shape: tuple[int, int, int] = (304, 304, 3),
+    num_classes: int = 2,
+    **options: Any,
+) -> SegmentationNetwork:
+    """Builds a network by its name, with weights that are to be trained.
 
-    The file's own description is checked first: it names no class but DDUNet, so nothing that a
-    foreign file asks for is imported or run.
+    Args:
+        name: "ddunet", or one of `ddunet_keras.NETWORKS`, such as "unet".
+        image_shape: (height, width, 3); DDUNet takes multiples of 16 alone.
+        num_classes: 2 gives one channel of logits (cloud), more give one channel for each class.
+        **options: the other arguments of `DDUNet` or of `ComparedNetwork`.
+
+    Raises:
+        ValueError: there is no such network, or an argument is out of its range.
+
+    Example:
+
+    >>> build_network("ucloudnet_k2", image_shape=(64, 96, 3), num_classes=3).num_classes
+    3
+    """
+    if name == "ddunet":
+        return DDUNet(image_shape, num_classes=num_classes, **options)
+    return ComparedNetwork(
+        Choice(("ddunet", *NETWORKS)).check("name", name), image_shape, num_classes, **options
+    )
+
+
+LOADABLE = {f"{PACKAGE}>{kind.__name__}": kind for kind in (DDUNet, ComparedNetwork)}
+"""Registered name -> class of what `load_model` loads. A file gives arguments for one of these, and
+nothing that it names is imported."""
+
+
+def load_model(path: str | Path) -> SegmentationNetwork:
+    """Loads a `.keras` file that holds a DDUNet or another network, without its optimizer.
+
+    The file's own description is checked first: it names no class but those of this package's
+    networks, so nothing that a foreign file asks for is imported or run.
 
     Raises:
         DataError: the file is missing, empty, truncated, of another type or holds another model.
@@ -369,9 +270,18 @@ def load_model(path: str | Path) -> DDUNet:
             if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
                 raise ValueError("its config.json is over 1 MB")
             config = json.loads(archive.read("config.json"))
-        if config.get("registered_name") != f"{PACKAGE}>DDUNet":
-            raise ValueError(f"it holds a {config.get('class_name')}, not a DDUNet")
+        _check_description(config)
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # zip, JSON, HDF5 and Keras raise many types on corrupt input
         reason = first_line(error)
         raise DataError(f"{path}: no readable DDUNet model ({reason})") from None
+
+
+def _check_description(description):
+    """Refuses whatever is no network of this package with plain arguments."""
+    kind = LOADABLE.get(description.get("registered_name"))
+    if kind is None or description.get("class_name") != kind.__name__:
+        raise ValueError(f"it holds a {description.get('class_name')}, not a DDUNet")
+    for name, value in description["config"].items():
+        if isinstance(value, dict):  # Keras would build what it describes
+            raise ValueError(f"its {name} is no plain value")

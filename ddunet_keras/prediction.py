@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,36 @@ JPEG_MAX_SIDE = 65_500
 
 MAX_NAME_BYTES = 200
 """Longest name of results: file systems take 255 bytes, and `-2_overlay.jpg` is added to it."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How photos are measured.
+
+    Attributes:
+        threshold, horizon, force: as in `DDUNet.segment`.
+        zones: parts of the sky whose cover is told beside that of the whole, as in
+            `Segmentation.zone_cover`.
+        overlay: whether to write overlays beside masks.
+        reading: how the photos are read.
+    """
+
+    threshold: float = 0.5
+    horizon: Any = None
+    force: bool = False
+    zones: Sequence[str] = ()
+    overlay: bool = True
+    reading: ReadOptions | None = None
+
+    def check(self) -> None:
+        """Tells before the first photo what cannot be made sense of.
+
+        Raises:
+            DataError: the horizon's mask cannot be read, or a zone cannot be placed.
+        """
+        check_horizon(self.horizon)
+        for zone in self.zones:
+            check_zone(zone, self.horizon)
 
 
 class Model(Protocol):
@@ -214,22 +244,16 @@ def predict_files(
     [('0000_mask.png', 48, 64), ('0001_mask.png', 48, 64)]
     """
     out = Path(out)
-    paths = [os.path.realpath(photo) for photo in photos.values() if not isinstance(photo, bytes)]
-    if os.path.realpath(out) in {os.path.dirname(path) for path in paths}:
-        raise DataError(f"{out}: photos are read from this folder; give another for the results")
-    check_horizon(horizon)
-    for zone in zones:
-        check_zone(zone, horizon)
+    check_results_folder(photos.values(), out)
+    options = PredictOptions(threshold, horizon, force, zones, overlay, reading)
+    options.check()
     remove_partial_files(out)
-    settings = {"threshold": threshold, "horizon": horizon, "force": force}
-    reading = reading or ReadOptions()
     records = []
     try:
         for name, source in photos.items():
             record: dict[str, Any] = {"image": STDIN if isinstance(source, bytes) else str(source)}
             try:
-                photo = partial(read_photo, source, reading)
-                record |= _predict_file(model, photo, out, name, settings, zones, overlay) | about
+                record |= predict_file(model, source, options, out, name) | about
             except WriteError:  # the next photo would fare no better
                 raise
             except DataError as error:
@@ -242,30 +266,63 @@ def predict_files(
         write_json(out / "predictions.json", records)
 
 
-def _predict_file(model, read, out, name, settings, zones, overlay):
-    """One photo's results; a function of its own, so that its arrays go before the next photo."""
+def check_results_folder(photos: Iterable[Path | bytes], out: Path) -> None:
+    """Refuses a folder that photos come from: results must not become inputs.
+
+    Raises:
+        DataError: it is one.
+    """
+    paths = [os.path.realpath(photo) for photo in photos if not isinstance(photo, bytes)]
+    if os.path.realpath(out) in {os.path.dirname(path) for path in paths}:
+        raise DataError(f"{out}: photos are read from this folder; give another for the results")
+
+
+def predict_file(
+    model: Model,
+    source: Path | bytes,
+    options: PredictOptions,
+    out: Path | None = None,
+    name: str = "",
+) -> dict[str, Any]:
+    """Segments one photo; a function of its own, so that its arrays go before the next one.
+
+    Args:
+        model, options: as in `predict_files`.
+        source: a path, or the content of a file.
+        out: where mask and overlay go; None: they are not written.
+        name: of mask and overlay.
+
+    Returns:
+        What `predict_files` yields, without `image`.
+
+    Raises:
+        DataError: the photo cannot be read.
+        WriteError: `out` cannot be written to.
+    """
     start = time.perf_counter()
-    photo = read()
-    given = settings["horizon"]
-    horizon = given
+    photo = read_photo(source, options.reading)
+    horizon = options.horizon
     if photo.valid is not None:
-        valid, disc = find_horizon(given, photo.image)
+        valid, disc = find_horizon(horizon, photo.image)
         horizon = Horizon(valid & photo.valid, disc)
-    result = model.segment(photo.image, **settings | {"horizon": horizon})
+    result = model.segment(photo.image, options.threshold, horizon, force=options.force)
     seconds = time.perf_counter() - start
     height, width = result.image.shape[:2]
+    is_array = isinstance(options.horizon, np.ndarray)
     about = {
         "taken": photo.taken,
         "taken_from": photo.taken_from,
         "height": height,
         "width": width,
         **result.to_dict(),
-        "zones": {zone: _zone_cover(result, zone) for zone in zones},
-        "threshold": settings["threshold"],
-        "horizon": "array" if isinstance(given, np.ndarray) else given,
+        "zones": {zone: _zone_cover(result, zone) for zone in options.zones},
+        "threshold": options.threshold,
+        "horizon": "array" if is_array else options.horizon,
         "disc": None if result.disc is None else result.disc.to_dict(),
         "seconds": round(seconds, 4),
     }
+    if out is None:
+        return about
     del photo  # a large photo's memory
     suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
     names = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay{suffix}"}
@@ -274,7 +331,7 @@ def _predict_file(model, read, out, name, settings, zones, overlay):
             (out / stale).unlink(missing_ok=True)
         return about
     write_image(out / names["mask"], result.mask)
-    if not overlay:
+    if not options.overlay:
         return {"mask": names["mask"]} | about
     picture = result.overlay()
     del result  # a large photo's memory, before its overlay is compressed

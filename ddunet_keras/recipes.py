@@ -14,6 +14,7 @@ from ddunet_keras.data.augmentation import Augmentation
 from ddunet_keras.data.datasets import LAYOUTS
 from ddunet_keras.data.splits import PROTOCOLS, Split
 from ddunet_keras.files import as_json
+from ddunet_keras.networks.architectures import NETWORKS
 from ddunet_keras.presets import PRESETS, preset_file
 from ddunet_keras.settings import (
     CLASSES,
@@ -33,7 +34,7 @@ from ddunet_keras.settings import (
 )
 
 if TYPE_CHECKING:
-    from ddunet_keras.model import DDUNet
+    from ddunet_keras.segmentation_network import SegmentationNetwork
 
 VARIANTS = ("full", "dmsc", "baseline")
 """The networks of Table II; `DDUNet` says what they are."""
@@ -118,12 +119,12 @@ class Recipe:
         check_settings(self)
 
     def compile_arguments(
-        self, model: DDUNet, steps_per_epoch: int, epochs: int | None = None
+        self, model: SegmentationNetwork, steps_per_epoch: int, epochs: int | None = None
     ) -> dict:
         """What `model.compile` takes: optimizer, loss, loss_weights and metrics.
 
         Args:
-            model: a `DDUNet`.
+            model: a `DDUNet` or another network.
             steps_per_epoch: batches in an epoch, such as `pipeline.steps`.
             epochs: of the training; the recipe's own by default.
 
@@ -277,8 +278,13 @@ class TrainingConfig:
         SPLIT_PAIRS, (), help="train on the training part of another data set, too; may be repeated"
     )
     recipe: str | Recipe = setting(RECIPE, "default", help="loss, optimizer and augmentation")
-    variant: str = setting(Choice(VARIANTS), "full", help="variant of the network")
-    base_channels: int = setting(POSITIVE, 8, help="width of the network", metavar="N")
+    network: str = setting(
+        Choice(("ddunet", *NETWORKS)), "ddunet", help="network to train", metavar="NAME"
+    )
+    variant: str | None = setting(Choice(VARIANTS), None, help="variant of DDUNet (default: full)")
+    base_channels: int | None = setting(
+        POSITIVE, None, help="width of DDUNet (default: 8)", metavar="N"
+    )
     image_size: tuple[int, int] | None = setting(
         ImageSize(16), None, help="training size (default: the recipe's)", metavar="H,W"
     )
@@ -309,6 +315,15 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_settings(self)
+        for name, default in (("variant", "full"), ("base_channels", 8)):
+            value = getattr(self, name)
+            if self.network == "ddunet" and value is None:
+                object.__setattr__(self, name, default)
+            elif self.network != "ddunet" and value is not None:
+                raise ValueError(
+                    f"`{name}` is of network ddunet alone. "
+                    f"Received: network={self.network!r}, {name}={value!r}"
+                )
 
     @property
     def recipe_name(self) -> str:

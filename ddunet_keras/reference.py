@@ -1,20 +1,25 @@
-"""Reads the checkpoints that the authors of DDUNet publish (PaddlePaddle `.pdparams`)."""
+"""Reads the checkpoints that the authors of DDUNet and UCloudNet publish.
+
+They are PaddlePaddle's: `.pdparams` and `.pdparam`, pickles of NumPy arrays.
+"""
 
 from __future__ import annotations
 
 import io
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddunet_keras.files import DataError, first_line
+from ddunet_keras.networks.ucloudnet import paddle_name as ucloudnet_paddle_name
 
 if TYPE_CHECKING:
-    from ddunet_keras.model import DDUNet
+    from ddunet_keras.segmentation_network import SegmentationNetwork
 
 MAX_BYTES = 500_000_000
 """Largest checkpoint that is read (bytes); the widest DDUNet of the paper has 5 MB."""
@@ -165,17 +170,20 @@ def _to_keras(array, variable):
     return array.transpose(axes)
 
 
-def load_state(model: DDUNet, state: Mapping[str, np.ndarray], source: Any = "state") -> None:
-    """Sets a DDUNet's variables from a dict of the authors' parameter names and arrays.
+def load_state(
+    model: SegmentationNetwork, state: Mapping[str, np.ndarray], source: Any = "state"
+) -> None:
+    """Sets the weights of a DDUNet or a UCloudNet from the authors' parameter names and arrays.
 
     Raises:
         DataError: a parameter is missing, left over, or of another shape; each is named, and the
-            model is left as it was. `source` stands before the message.
+            model is left as it was. `source` stands before the message. Or the model is another
+            network, of which no authors publish weights.
     """
+    published = _published(model, source)
     left, values, problems = dict(state), [], []
-    for variable in model.variables:
-        path = variable.path.removeprefix(f"{model.name}/")
-        name = paddle_name(path, model.variant)
+    for variable in model.weights:
+        name = published.name_of(variable.path.removeprefix(f"{model.name}/"))
         if name not in left:
             problems.append(f"missing {name}")
             continue
@@ -187,29 +195,54 @@ def load_state(model: DDUNet, state: Mapping[str, np.ndarray], source: Any = "st
                 f"not {tuple(variable.shape)}"
             )
         values.append((variable, value))
-    if model.variant == "full" and not model.deep_supervision:
-        left = {k: v for k, v in left.items() if not re.match(r"classifier[23]\.", k)}
+    if not model.deep_supervision:
+        left = {k: v for k, v in left.items() if not re.match(published.training_only, k)}
     problems += [f"unexpected {name} {array.shape}" for name, array in left.items()]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(
-            f"{source}: does not fit DDUNet(base_channels={model.base_channels}, "
-            f"variant={model.variant!r}, num_classes={model.num_classes}): "
-            + "; ".join(problems[:5])
-            + more
+            f"{source}: does not fit {published.model}: " + "; ".join(problems[:5]) + more
         )
     for variable, value in values:
         variable.assign(value)
 
 
-def load_paddle_weights(model: DDUNet, path: str | Path) -> None:
-    """Loads a checkpoint of the authors into a DDUNet of the same variant and width.
+@dataclass(frozen=True)
+class _Published:
+    """How authors name the weights of their network.
 
-    Build the model with `upsampling="align_corners"`, as theirs has.
+    Attributes:
+        model: the network, for an error.
+        name_of: path of a variable -> the authors' name.
+        training_only: pattern of what is not needed without deep supervision.
+    """
+
+    model: str
+    name_of: Callable[[str], str]
+    training_only: str
+
+
+def _published(model, source) -> _Published:
+    about = f"num_classes={model.num_classes}"
+    if type(model).__name__ == "DDUNet":
+        about = f"base_channels={model.base_channels}, variant={model.variant!r}, {about}"
+        training_only = r"classifier[23]\." if model.variant == "full" else r"$"
+        return _Published(
+            f"DDUNet({about})", lambda path: paddle_name(path, model.variant), training_only
+        )
+    if model.network.startswith("ucloudnet"):
+        return _Published(f"{model.network} ({about})", ucloudnet_paddle_name, r"aux_x[24]\.")
+    raise DataError(f"{source}: of {model.network} there are no weights by its authors to read")
+
+
+def load_paddle_weights(model: SegmentationNetwork, path: str | Path) -> None:
+    """Loads a checkpoint of the authors into a DDUNet or a UCloudNet of the same width.
+
+    Build a DDUNet with `upsampling="align_corners"`, as theirs has.
 
     Args:
-        model: a `DDUNet`.
-        path: the `.pdparams` file.
+        model: a `DDUNet`, or "ucloudnet_k2" or "ucloudnet_k4" of `build_network`.
+        path: the `.pdparams` file of a DDUNet, the `.pdparam` file of a UCloudNet.
 
     Raises:
         DataError: see `read_pdparams` and `load_state`.

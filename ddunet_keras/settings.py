@@ -137,6 +137,21 @@ class ImageSize(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Text(Rule):
+    """A text in one line that is not empty, and matches `pattern` as a whole."""
+
+    words: str = "a text in one line"
+    pattern: str = ".*"
+
+    def check(self, name, value):
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            self._refuse(name, value)
+        if not re.fullmatch(self.pattern, value):
+            self._refuse(name, value)
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
 class FilePath(Rule):
     """A file or a folder, which need not exist."""
 

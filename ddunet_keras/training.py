@@ -29,9 +29,10 @@ from ddunet_keras.files import (
 )
 from ddunet_keras.layers import DMSC, PACKAGE
 from ddunet_keras.losses import MeanIoU, PixelAccuracy, SegmentationLoss
-from ddunet_keras.model import DDUNet, load_model
+from ddunet_keras.model import build_network, load_model
 from ddunet_keras.recipes import Recipe, TrainingConfig
 from ddunet_keras.reference import load_paddle_weights
+from ddunet_keras.segmentation_network import SegmentationNetwork
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
@@ -58,7 +59,9 @@ class L2Adam(keras.optimizers.Adam):
 # === What a recipe compiles ===
 
 
-def compile_arguments(recipe: Recipe, model: DDUNet, steps_per_epoch: int, epochs: int) -> dict:
+def compile_arguments(
+    recipe: Recipe, model: SegmentationNetwork, steps_per_epoch: int, epochs: int
+) -> dict:
     """What `model.compile` takes; see `Recipe.compile_arguments`."""
     outputs = len(model.outputs)
     if outputs > len(recipe.aux_weights):
@@ -107,7 +110,7 @@ def _optimizer(recipe, rate):
 
 
 def train(data: str | Path, out: str | Path, *, verbose: Any = "auto", **settings: Any) -> dict:
-    """Trains a DDUNet on a folder of images and masks.
+    """Trains DDUNet, or another network, on a folder of images and masks.
 
     After each epoch `out` holds `last.keras` (with the optimizer's state) and `best.keras` (highest
     validation MIoU; where the protocol has no validation images, the last), `history.csv`; and
@@ -241,13 +244,17 @@ def _make_repeatable(config):
 
 
 def _build_model(config, recipe, steps):
-    model = DDUNet(
+    options: dict[str, Any] = {}
+    if config.network == "ddunet":
+        options["base_channels"] = config.base_channels
+        options["variant"] = config.variant
+        options["upsampling"] = recipe.upsampling
+    model = build_network(
+        config.network,
         (*recipe.image_size, 3),
-        config.base_channels,
-        config.variant,
         config.num_classes,
-        recipe.upsampling,
         dtype="mixed_float16" if config.mixed_precision else "float32",
+        **options,
     )
     for layer in model.layers:
         if isinstance(layer, DMSC):
@@ -257,7 +264,7 @@ def _build_model(config, recipe, steps):
     return model
 
 
-def build_training(model: DDUNet) -> None:
+def build_training(model: SegmentationNetwork) -> None:
     """Creates the variables of optimizer, loss and metrics ahead of the first step.
 
     A tf.function that creates variables is traced twice, which takes half a minute here.
@@ -459,8 +466,7 @@ def _set_initial_weights(model, path):
         return
     source = load_model(path)
     try:
-        for layer in model.layers:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
+        model.copy_weights(source)
     except ValueError as error:
         reason = first_line(error)
         raise DataError(f"{path}: its weights do not fit this network ({reason})") from None

@@ -1,6 +1,7 @@
 """The data sets of ../shared, for tests that need them."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ def pytest_collection_modifyitems(items):
 def shared():
     """The folder of data sets; for tests marked `shared`."""
     return SHARED
+
+
+@pytest.fixture
+def eagerly():
+    """Without graphs: tracing one takes longer than the few steps of a test."""
+    tensorflow = pytest.importorskip("tensorflow")
+    tensorflow.config.run_functions_eagerly(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
+        yield
+    tensorflow.config.run_functions_eagerly(False)
 
 
 NO_REGULAR_FILES = ("missing", "folder", "dangling", "loop", "fifo", "device")

@@ -16,7 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = SETTINGS["project"]
 PACKAGE_DATA = SETTINGS["tool"]["setuptools"]["package-data"]["ddunet_keras"]
-DISTRIBUTIONS = {"PIL": "pillow", "ethosu": "ethos-u-vela", "tf_keras": "tf-keras"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "ethosu": "ethos-u-vela",
+    "paho": "paho-mqtt",
+    "tf_keras": "tf-keras",
+}
 """Name in an import -> name on PyPI, where it is not the same with hyphens."""
 
 KERAS_BACKENDS = {"jax", "torch"}

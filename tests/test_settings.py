@@ -17,6 +17,7 @@ from ddunet_keras.settings import (
     Each,
     ImageSize,
     Number,
+    Text,
     check_settings,
     document_settings,
     setting,
@@ -117,3 +118,11 @@ def test_help_is_written_once(capsys):
     assert "how many" in text and "how many (default" not in text
     assert "lunch" not in text
     assert "        miles: how far.\n" in Walk.__doc__
+
+
+@pytest.mark.parametrize("value", ["", "  ", "two\nlines", "\x1b[2J", "10 km", 3, None, b"home"])
+def test_a_text_is_one_line_and_matches_its_pattern(value):
+    rule = Text("one word", "[a-z]+")
+    assert rule.check("place", "home") == "home"
+    with pytest.raises(ValueError, match=r"`place` must be one word\. Received: place="):
+        rule.check("place", value)

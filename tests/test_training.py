@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 
 import keras
@@ -33,17 +32,6 @@ def skies(tmp_path_factory):
     root = tmp_path_factory.mktemp("skies")
     write_synthetic(root, 48, image_size=(40, 40), seed=5)
     return root
-
-
-@pytest.fixture
-def eagerly():
-    """Without graphs: tracing one takes longer than the few steps of a test."""
-    tensorflow = pytest.importorskip("tensorflow")
-    tensorflow.config.run_functions_eagerly(True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
-        yield
-    tensorflow.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,28 @@ import sys
 from collections.abc import Sequence
 
 from ddunet_keras import __version__
-from ddunet_keras.cli import adapt, convert, data, demo, evaluate, horizon, predict, train
+from ddunet_keras.cli import (
+    adapt,
+    convert,
+    data,
+    demo,
+    evaluate,
+    horizon,
+    predict,
+    report,
+    train,
+    watch,
+)
 from ddunet_keras.cli.console import Terminated, fail, print_any_name, terminated_as_exception
 from ddunet_keras.cli.options import Parser
+
+EXTRAS = {
+    "matplotlib": "plot",
+    "astral": "report",
+    "pyarrow": "archive",
+    "distributed": "dask",
+}
+"""Package that is imported when it is needed -> extra that installs it; all others: "train"."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "ddunet_keras").startswith("ddunet_keras"):
             raise
-        extra = "plot" if error.name == "matplotlib" else "train"
+        extra = EXTRAS.get(str(error.name), "train")
         return fail(f"needs {error.name}: in the clone, pip install '.[{extra}]'")
     except (ValueError, OSError) as error:
         return fail(error)
@@ -56,6 +75,7 @@ def parser() -> Parser:
     )
     whole.add_argument("--version", action="version", version=f"ddunet {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, adapt, evaluate, predict, horizon, convert, data, demo):
+    modules = (train, adapt, evaluate, predict, watch, report, horizon, convert, data, demo)
+    for module in modules:
         module.add_commands(commands)
     return whole

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from ddunet_keras.files import printable, silence
@@ -78,6 +79,54 @@ def progress(done_what: str) -> Callable[[int, int], None] | None:
         print(f"\r{done_what} {done} of {total}", end=end, file=sys.stderr, flush=True)
 
     return show if sys.stderr.isatty() else None
+
+
+def describe_progress(done: int, total: int, seconds: float, what: str = "frames") -> str:
+    """How far long work has come, how fast it goes, and how long it still takes.
+
+    Example:
+
+    >>> describe_progress(1_200, 100_000, 30.0)
+    '1,200 of 100,000 frames, 40.0 a second, 41 min left'
+    """
+    rate = done / max(seconds, 1e-6)
+    left = round((total - done) / max(rate, 1e-6))
+    if left < 100:
+        time_left = f"{left} s"
+    elif left < 100 * 60:
+        time_left = f"{round(left / 60)} min"
+    else:
+        time_left = f"{left // 3600} h {left % 3600 // 60} min"
+    return f"{done:,} of {total:,} {what}, {rate:.1f} a second, {time_left} left"
+
+
+class Progress:
+    """A line on stderr about long work: each second at a terminal, else each minute.
+
+    Args:
+        total: how much there is to do.
+        what: of what.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total = total
+        self.what = what
+        self.begun = self.shown = time.monotonic()
+
+    def show(self, done: int) -> None:
+        """Says how much is done, if it is time to."""
+        is_terminal = sys.stderr.isatty()
+        now = time.monotonic()
+        is_last = is_terminal and done == self.total
+        if now - self.shown < (1 if is_terminal else 60) and not is_last:
+            return
+        self.shown = now
+        line = describe_progress(done, self.total, now - self.begun, self.what)
+        if is_terminal:
+            end = "\n" if is_last else ""
+            print(f"\r{line}\033[K", end=end, file=sys.stderr, flush=True)
+        else:
+            log(line)
 
 
 def start_keras() -> None:

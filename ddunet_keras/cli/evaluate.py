@@ -95,7 +95,13 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out / "benchmark.json")
     datasets = [open_dataset(folder) for folder in arguments.data]
     cameras = [open_camera(folder) for folder in arguments.cameras or ()]
-    result = benchmark(datasets, sizes=arguments.sizes, cameras=cameras, progress=log)
+    result = benchmark(
+        datasets,
+        trained=arguments.trained,
+        sizes=arguments.sizes,
+        cameras=cameras,
+        progress=log,
+    )
     text = benchmark_markdown(result)
     print(text)
     out = arguments.out
@@ -137,6 +143,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folders of frames that nothing was trained on, one for each camera: images/ and "
         "masks/, or images/ and frames.csv (name and sky: clear, overcast, aurora or another word)",
+    )
+    option(
+        "--trained",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="folders that `ddunet train` wrote, of whatever network, to score as well",
     )
     option("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="folder for tables")
     option(

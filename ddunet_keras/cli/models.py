@@ -13,13 +13,13 @@ from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.files import DataError
 
 if TYPE_CHECKING:
-    from ddunet_keras.model import DDUNet
+    from ddunet_keras.segmentation_network import SegmentationNetwork
     from ddunet_keras.segmenter import Segmenter
 
 
 def open_model(
     path: Path, threads: int | None = None, delegate: str | None = None
-) -> DDUNet | Segmenter:
+) -> SegmentationNetwork | Segmenter:
     """What `segment` and `predict_probabilities` are asked of; a .tflite starts no TensorFlow."""
     if path.suffix == ".tflite":
         from ddunet_keras.segmenter import Segmenter

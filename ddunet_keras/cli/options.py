@@ -69,7 +69,8 @@ def command(commands, name, run, text, epilog=None) -> Callable:
     added = commands.add_parser(name, help=text, description=text, epilog=epilog)
     added.set_defaults(run=run)
 
-    def option(*names, **settings):
+    def option(*names, unset=False, **settings):
+        """`unset`: the default is only shown, and the argument is there only if it is given."""
         default = settings.get("default")
         if default is not None and "action" not in settings:
             shown = default
@@ -77,6 +78,8 @@ def command(commands, name, run, text, epilog=None) -> Callable:
                 separator = " " if settings.get("nargs") else ","
                 shown = separator.join(str(value) for value in default)
             settings["help"] += f" (default: {shown})"
+        if unset:
+            settings["default"] = argparse.SUPPRESS
         added.add_argument(*names, **settings)
 
     return option
@@ -86,6 +89,7 @@ def config_options(
     option: Callable,
     config_class: type,
     skip: Collection[str] = (),
+    unset: bool = False,
 ) -> None:
     """Adds an option for each field of a configuration (see `ddunet_keras.settings`).
 
@@ -96,6 +100,7 @@ def config_options(
         option: from `command`.
         config_class: a dataclass whose fields come from `setting`.
         skip: names of fields that get no option here.
+        unset: whether what is not given is left out of the arguments, not set to its default.
     """
     for field in dataclasses.fields(config_class):
         if field.name in skip:
@@ -103,7 +108,7 @@ def config_options(
         about = field.metadata
         rule = about["rule"]
         required = field.default is dataclasses.MISSING
-        words: dict[str, Any] = {"help": about["help"]}
+        words: dict[str, Any] = {"help": about["help"], "unset": unset}
         if isinstance(rule, Each):
             words["nargs"] = "+"
             rule = rule.rule

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddunet_keras.cli.archive import archive_options, check_archive_options, run_archive
 from ddunet_keras.cli.console import fail, say
 from ddunet_keras.cli.models import open_model
 from ddunet_keras.cli.options import (
@@ -21,7 +22,13 @@ from ddunet_keras.cli.options import (
     threshold_option,
 )
 from ddunet_keras.files import MAX_IMAGE_BYTES, DataError, as_json, printable
-from ddunet_keras.prediction import STDIN, count_left_out, find_photos, predict_files
+from ddunet_keras.prediction import (
+    STDIN,
+    PredictOptions,
+    count_left_out,
+    find_photos,
+    predict_files,
+)
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.sky.bayer import NO_MOSAIC, PATTERNS
 from ddunet_keras.sky.reading import CHANNEL_ORDERS, ReadOptions
@@ -31,13 +38,27 @@ UNUSABLE = 3
 
 EXIT_CODES = (
     "Exit code: 0; 2 if a photo or an option cannot be used; 3 if all photos could be read, but "
-    "some say nothing of the sky (black, saturated, of one colour, or with no sky in it)."
+    "some say nothing of the sky (black, saturated, of one colour, or with no sky in it). "
+    "With --table, such photos are rows of it, and the code is 0."
 )
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
     where = {"recursive": arguments.recursive, "out": arguments.out}
-    photos: dict[str, Path | bytes] = dict(find_photos(arguments.inputs, **where))
+    found = find_photos(arguments.inputs, **where)
+    options = PredictOptions(
+        threshold=arguments.threshold,
+        horizon=arguments.horizon,
+        force=arguments.force,
+        zones=arguments.zone,
+        overlay=arguments.overlay,
+        reading=ReadOptions(arguments.bayer, arguments.channel_order, wait=True),
+    )
+    if arguments.table is not None:
+        run_archive(arguments, found, options)
+        return 0
+    check_archive_options(arguments)
+    photos: dict[str, Path | bytes] = dict(found)
     photos |= {name: read_stdin() for name, path in photos.items() if str(path) == STDIN}
     model_path = arguments.model or preset_file(DEFAULT, "tflite")
     model = open_model(model_path, arguments.threads, arguments.delegate)
@@ -46,12 +67,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         model,
         photos,
         arguments.out,
-        threshold=arguments.threshold,
-        horizon=arguments.horizon,
-        force=arguments.force,
-        zones=arguments.zone,
-        overlay=arguments.overlay,
-        reading=ReadOptions(arguments.bayer, arguments.channel_order, wait=True),
+        **vars(options),
         model=str(model_path),
     )
     failed = 0
@@ -69,9 +85,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
         if left_out:
             say("note", left_out)
     else:
-        found = len(photos) - failed - (0 if arguments.force else unusable)
+        good = len(photos) - failed - (0 if arguments.force else unusable)
         what = "masks and overlays" if arguments.overlay else "masks"
-        of = "1 photo" if found == 1 else f"{found} photos"
+        of = "1 photo" if good == 1 else f"{good} photos"
         print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
         if left_out:
             print(left_out)
@@ -211,3 +227,4 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
     option("--json", action="store_true", help="print one JSON object for each photo")
+    archive_options(option)

@@ -33,7 +33,7 @@ def run_ablate(arguments):
 
 
 def add_commands(commands) -> None:
-    option = command(commands, "train", run_train, "train DDUNet on a data set")
+    option = command(commands, "train", run_train, "train DDUNet, or a network to compare it with")
     config_options(option, TrainingConfig, skip=("also",))
     also_option(option, "train")
 

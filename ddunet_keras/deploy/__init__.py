@@ -1,4 +1,4 @@
-"""From a trained `DDUNet` to a file for a device, which is verified before it is written.
+"""From a trained network to a file for a device, which is verified before it is written.
 
 =============================  =================================================================
 convert                        the whole way; `build_stages` is the part before the verification
@@ -6,6 +6,7 @@ config                         `ConversionConfig` and the targets
 calibrate                      the photos that calibrate, and others to verify on
 graph, builder,                the deploy graph: the network in a few kinds of layers, for one
 framework_layers               image at a time
+network_graph                  the same of the networks that DDUNet is compared with
 equalization                   factors that bring the channels of a feature map to one range
 qat                            quantization-aware training, pruning and clustering
 tensorflow_converter           the two calls of TensorFlow's converter

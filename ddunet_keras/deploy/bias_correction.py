@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.ranges import run_float
+from ddunet_keras.deploy.ranges import PASSING_ON, run_float
 from ddunet_keras.deploy.scales import producers
 from ddunet_keras.litert.model import constant, operator_name
 
@@ -52,6 +52,8 @@ def center_threshold(int8_model) -> None:
         if operator_name(int8_model, operator) in ("LOGISTIC", "GREATER_EQUAL"):
             logits = operator.inputs[0]
             producer = made_by[logits]
+            while operator_name(int8_model, producer) in PASSING_ON:
+                producer = made_by[producer.inputs[0]]
             if operator_name(int8_model, producer) == "ADD":  # a dynamic head's sum and bias
                 producer = made_by[producer.inputs[0]]
             scale = graph.tensors[logits].quantization.scale[0]

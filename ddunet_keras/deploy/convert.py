@@ -1,4 +1,4 @@
-"""From a trained DDUNet to a `.tflite` file that was verified: `convert`.
+"""From a trained network to a `.tflite` file that was verified: `convert`.
 
 It reads as a compiler does. The trained model becomes one graph; the graph, one float model; the
 float model, one int8 model; a list of passes rewrites that for its target; it is written once, and
@@ -22,6 +22,7 @@ from ddunet_keras.deploy.equalization import channel_factors
 from ddunet_keras.deploy.export import with_label_file, write_c_array
 from ddunet_keras.deploy.graph import build_graph, check_graph
 from ddunet_keras.deploy.layer_errors import compare_layers, layers_to_markdown
+from ddunet_keras.deploy.network_graph import build_network_graph, check_network_graph
 from ddunet_keras.deploy.passes import fuse_relus, passes_for
 from ddunet_keras.deploy.qat import trained_weights
 from ddunet_keras.deploy.ranges import tensor_ranges
@@ -39,9 +40,13 @@ from ddunet_keras.litert.child import NotInstalledError, in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import require_tflm, run_tflm
+from ddunet_keras.model import DDUNet
 
 STATISTICS_PHOTOS = 64
 """Calibration photos for what is a mean over photos: equalization and bias correction."""
+
+NETWORK_TARGETS = ("tflm", "cpu")
+"""Targets of networks other than DDUNet."""
 
 COMPARED_PHOTOS = 4
 """Photos on which the layers are compared with `debug`."""
@@ -93,7 +98,7 @@ def convert(
     verification and the report of what the file costs) and `.png` (memory over the operators).
 
     Args:
-        model: a trained `DDUNet`.
+        model: a trained `DDUNet`, or another network.
         photos: a `Photos` of `config.size`.
         out: a path that ends in `.tflite`.
         config: how to convert.
@@ -181,7 +186,7 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
     """All that `convert` does to the model, before it is verified.
 
     Args:
-        model: a trained `DDUNet`.
+        model: a trained `DDUNet`, or another network.
         images: uint8 (n, height, width, 3), calibration photos of `config.size`; some 200.
         config: how to convert.
         say: called with a line of text at each step.
@@ -196,14 +201,10 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
             f"`images` must be uint8 (n, {config.size[0]}, {config.size[1]}, 3). "
             f"Received: {images.dtype} of shape {images.shape}"
         )
-    say("equalizing channels, and comparing the deploy graph with the model")
-    factors = channel_factors(model, evenly_spaced(images, STATISTICS_PHOTOS))
-    difference = check_graph(model, config.size, config.form, factors)
-    graph = build_graph(model, config.size, form=config.form, output=config.output, factors=factors)
-    if config.trains:
-        weights = trained_weights(model, config, images, factors, say)
-        for name, values in weights.items():
-            graph.get_layer(name).set_weights(values)
+    if isinstance(model, DDUNet):
+        graph, difference = _ddunet_graph(model, images, config, say)
+    else:
+        graph, difference = _network_graph(model, config, say)
     if config.precision == "int8":
         say(f"quantizing, calibrated on {len(images)} photos")
         float_data = convert_graph(graph)
@@ -221,6 +222,32 @@ def build_stages(model, images, config: ConversionConfig, say=lambda line: None)
     if config.target == "android":
         packed = with_label_file(packed)
     return Stages(float_data, quantized, packed, difference)
+
+
+def _ddunet_graph(model, images, config, say):
+    """The deploy graph of a DDUNet with its final weights, and how far it is from the model."""
+    say("equalizing channels, and comparing the deploy graph with the model")
+    factors = channel_factors(model, evenly_spaced(images, STATISTICS_PHOTOS))
+    difference = check_graph(model, config.size, config.form, factors)
+    graph = build_graph(model, config.size, form=config.form, output=config.output, factors=factors)
+    if config.trains:
+        weights = trained_weights(model, config, images, factors, say)
+        for name, values in weights.items():
+            graph.get_layer(name).set_weights(values)
+    return graph, difference
+
+
+def _network_graph(model, config, say):
+    """The same of another network, which is quantized as it is."""
+    if config.trains or config.target not in NETWORK_TARGETS:
+        raise ValueError(
+            f"of networks other than DDUNet, {' and '.join(NETWORK_TARGETS)} are targets, and "
+            "--qat, --prune and --cluster are not there. "
+            f"Received: {model.network}, target={config.target!r}"
+        )
+    say("comparing the deploy graph with the model")
+    difference = check_network_graph(model, config.size)
+    return build_network_graph(model, config.size, output=config.output), difference
 
 
 def quantized_model(float_data, images, config: ConversionConfig):

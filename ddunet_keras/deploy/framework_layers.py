@@ -34,6 +34,31 @@ def align_corners_layer(framework):
 
 
 @functools.lru_cache
+def repeat_first_layer(framework):
+    """A copy of the first row or column before all others, by SLICE and CONCATENATION."""
+    import tensorflow as tf
+
+    class RepeatFirst(framework.layers.Layer):
+        def __init__(self, axis, **kwargs):
+            super().__init__(**kwargs)
+            self.axis = axis
+
+        def call(self, inputs):
+            size = [1 if axis == self.axis else -1 for axis in range(4)]
+            return tf.concat([tf.slice(inputs, [0, 0, 0, 0], size), inputs], self.axis)
+
+        def compute_output_shape(self, input_shape):
+            shape = list(input_shape)
+            shape[self.axis] += 1
+            return tuple(shape)
+
+        def get_config(self):
+            return {**super().get_config(), "axis": self.axis}
+
+    return RepeatFirst
+
+
+@functools.lru_cache
 def split_layer(framework):
     """`tf.split` along the channels."""
     import tensorflow as tf

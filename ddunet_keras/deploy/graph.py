@@ -156,7 +156,15 @@ def check_graph(model, size, form, factors=None) -> float:
     own = np.array(model.resized((*size, 3), dtype="float64")(images, training=False))
     settings = {"centered": False, "batch_size": len(images), "dtype": "float64"}
     graph = build_graph(model, size, form=form, output="logits", factors=factors, **settings)
-    ours = np.array(graph(images, training=False))
+    return check_difference(own, np.array(graph(images, training=False)))
+
+
+def check_difference(own, ours) -> float:
+    """The largest difference of the graph's logits from the model's, as a share of their range.
+
+    Raises:
+        ValueError: it is more than `TOLERANCE`: the graph is not the model, and must not be used.
+    """
     difference = float(np.abs(own - ours).max() / max(np.ptp(own), 1e-6))
     if not difference <= TOLERANCE:
         raise ValueError(

@@ -48,8 +48,22 @@ LEAST_SHARE = 1 / 1000
 """Least width of an output's range, over the widest of its inputs. A feature map that is always
 zero has no scale, and kernels refuse one that is far below those of their inputs."""
 
-SAME_SCALE = ("AVERAGE_POOL_2D", "PAD", "RESHAPE", "SPLIT")
+SAME_SCALE = (
+    "AVERAGE_POOL_2D",
+    "MAX_POOL_2D",
+    "PAD",
+    "REDUCE_MAX",
+    "RESHAPE",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "SLICE",
+    "SPLIT",
+    "STRIDED_SLICE",
+    "TRANSPOSE",
+)
 """Operators whose output has the scale of their input."""
+
+PASSING_ON = ("RESIZE_BILINEAR", "SLICE", "STRIDED_SLICE")
+"""Operators that may stand between a head and what makes probabilities of logits."""
 
 Ranges = dict[int, tuple[float, float]]
 
@@ -155,6 +169,9 @@ def _limit_logits(model, ranges, made_by, logits, limits) -> None:
     """Gives logits the range in which they matter; and the terms of the sum that they may be."""
     least, most = limits
     ranges[logits] = limits
+    while operator_name(model, made_by[logits]) in PASSING_ON:
+        logits = made_by[logits].inputs[0]
+        ranges[logits] = limits
     if operator_name(model, made_by[logits]) != "ADD":
         return
     total, bias = made_by[logits].inputs  # of a dynamic head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -32,6 +33,9 @@ FINE = (0.08, 0.04, 0.04)
 INSIDE = 0.985
 OUTSIDE = 1.05
 """Radii of what is surely within the disc (its rim is blurred), and surely beyond it."""
+
+MASKS_KEPT = 4
+"""Mask pictures that are kept: a camera has one for all of its photos, and perhaps some zones."""
 
 _BAND = 64  # rows of a photo that are worked on at once, to save memory
 
@@ -225,13 +229,23 @@ def _parse_circle(spec, kind):
 
 
 def _read_mask(path, kind):
-    if not os.path.exists(path):
-        others = _FORMS[kind][1]
-        raise DataError(f"{kind} {str(path)!r}: no such mask picture; give one, {others}")
     try:
-        return read_gray(path, transparent=0)
+        about = os.stat(path)
+    except (OSError, ValueError):
+        others = _FORMS[kind][1]
+        raise DataError(f"{kind} {str(path)!r}: no such mask picture; give one, {others}") from None
+    try:
+        return _cached_mask(os.fspath(path), about.st_mtime_ns, about.st_size)
     except DataError as error:
         raise DataError(f"{kind} {error}") from None
+
+
+@functools.lru_cache(maxsize=MASKS_KEPT)
+def _cached_mask(path, written, size):
+    """A mask picture's values, not to be written to; read again once the file has changed."""
+    values = read_gray(path, transparent=0)
+    values.setflags(write=False)
+    return values
 
 
 def _fit_mask(mask, name, height, width):
