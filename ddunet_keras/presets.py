@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "weights": "ddunet_c8/ddunet_c8.keras",
         "sha256": "947de36f24ea47e4bf45b9422c9d237ba59ee25324769c06abe7d3b361eaf5c7",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "fd5134e01ba5ca661114fb2e928334ce5d7b75563743d65536e5fb5f97df676b",
+        "tflite_sha256": "3cff10deb4d73204fd6408cec9b8375f480b1e3abc6b5cd18a96f75fcc109f25",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
