@@ -430,9 +430,23 @@ def _upsample_axis(inputs, axis):
     return ops.reshape(doubled, shape)
 
 
-def upsample_align_corners(inputs):
-    """Bilinear upsampling by 2 of (batch, h, w, c); the corners keep their place and value."""
+def _upsample_align_corners(inputs):
     return _upsample_axis(_upsample_axis(inputs, 1), 2)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class AlignCornersUpSampling(keras.layers.Layer):
+    """Bilinear upsampling by 2; the corners keep their place and value, as in the authors' codes.
+
+    Input: (batch, h, w, c). Output: (batch, 2 h, 2 w, c).
+    """
+
+    def call(self, inputs):
+        return _upsample_align_corners(inputs)
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return (batch, 2 * height, 2 * width, channels)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -473,7 +487,7 @@ class UpConvBNReLU(keras.layers.Layer):
             )
             x = ops.cast(resized, x.dtype)
         else:
-            x = upsample_align_corners(x)
+            x = _upsample_align_corners(x)
         return ops.relu(self.norm(x, training=training))
 
     def compute_output_shape(self, input_shape):

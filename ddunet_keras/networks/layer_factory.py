@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from ddunet_keras.layers import FusedBatchNormalization, upsample_align_corners
+from ddunet_keras.layers import AlignCornersUpSampling, FusedBatchNormalization
 
 PADDINGS = ("same", "valid", "symmetric")
 """Of a convolution; "symmetric" pads half of the kernel on every side whatever the strides, as
@@ -172,7 +172,7 @@ class LayerFactory:
     def upsample(self, x, interpolation: str = "nearest"):
         """To twice the size: "nearest", "bilinear", or "align_corners" (bilinear, corners kept)."""
         if interpolation == "align_corners":
-            return upsample_align_corners(x)
+            return AlignCornersUpSampling(dtype=x.dtype)(x)
         height, width = x.shape[1:3]
         return self.resize(x, (2 * height, 2 * width), interpolation)
 
