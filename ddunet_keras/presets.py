@@ -14,14 +14,14 @@ PRESETS: dict[str, dict[str, str]] = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "9352037f5d1a1c75287da767a37d4b430488075be32ff01461243e2a7aeb2755",
+        "sha256": "947de36f24ea47e4bf45b9422c9d237ba59ee25324769c06abe7d3b361eaf5c7",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "fd5134e01ba5ca661114fb2e928334ce5d7b75563743d65536e5fb5f97df676b",
+        "tflite_sha256": "3cff10deb4d73204fd6408cec9b8375f480b1e3abc6b5cd18a96f75fcc109f25",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
         "weights": "ddunet_c4/ddunet_c4.keras",
-        "sha256": "d209e57fe56d4d03479848a59538a847c2f3b61fae38f468c1e8616f211cc853",
+        "sha256": "fd1578a6dc50888c08e2c17ed37f05702bd877a9da73a5a4c595f1f528008c37",
     },
 }
 """Name -> what it is, and its files below `WEIGHTS`. They are for non-commercial use: their data,

@@ -216,6 +216,21 @@ def test_a_table_of_something_else_is_refused(tmp_path, name, content):
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == content
 
 
+def test_the_time_is_in_the_name_or_else_that_of_the_file(frames, tmp_path):
+    for name in ("image-20260601223045.png", "sky.png", "20260601_223045_cut.png"):
+        shutil.copy2(frames / ("cut.png" if "cut" in name else "0.png"), tmp_path / name)
+    records = {
+        record["frame"]: record for record in measure_archive(find_photos([tmp_path]), workers=1)
+    }
+    by_name = {os.path.basename(path): record for path, record in records.items()}
+    for name in ("image-20260601223045.png", "20260601_223045_cut.png"):
+        assert by_name[name]["time"].startswith("2026-06-01T22:30:45")
+        assert by_name[name]["time_from"] == "name"
+    assert by_name["sky.png"]["time_from"] == "file"
+    (away,) = measure_archive({"away": tmp_path / "away.png"}, workers=1)
+    assert away["time"] is None and away["reason"] == "unreadable: no such file"
+
+
 @pytest.mark.parametrize("name", ["a\nb.png", 'a"b,.png', "ü\udcff.png", "=1+1.png"])
 def test_a_row_is_a_line_whatever_a_file_is_called(frames, tmp_path, name):
     folder = tmp_path / "frames"

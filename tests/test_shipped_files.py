@@ -27,10 +27,11 @@ def test_every_file_of_the_folder_is_made_by_the_tool():
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddunet_c4_96", "ddunet_c4_256"])  # a form each; the quickest
-def test_a_shipped_file_is_made_again(name, shared):
+def test_a_shipped_file_is_made_again(name, shared, tmp_path):
     (shipped,) = [entry for entry in convert_shipped.SHIPPED if entry.name == name]
     data = shared / "data"
-    photos = convert_shipped.photos_for(shipped, data / "swinyseg-base", data / "wsiseg-240")
+    skies = convert_shipped.draw_skies(tmp_path / "skies")
+    photos = convert_shipped.photos_for(shipped, data / "swinyseg-base", data / "wsiseg-240", skies)
     model = load_model(WEIGHTS / shipped.model / f"{shipped.model}.keras")
     config = ConversionConfig((shipped.side, shipped.side), target=shipped.target)
     made = build_stages(model, photos.calibration, config).packed

@@ -659,6 +659,21 @@ def test_what_cannot_be_used_ends_in_one_line(
     assert code == 2 and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ("[alpaca]\nenabled = true", "enabled = true in [safety]"),
+        ("[safety]\nenabled = true\nzone = 'zenith:30'", "'zenith:30' is not measured"),
+    ],
+)
+def test_settings_that_do_not_go_together_end_in_one_line(tmp_path, capsys, sections, message):
+    path = tmp_path / "watch.toml"
+    path.write_text(f"[watch]\nsource = 'frames'\n{sections}\n")
+    assert main(["watch", "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_sigterm_ends_it_cleanly_and_unsafe(tmp_path, tiny_model):
     put(tmp_path / "frames" / "a.jpg", frame(1, brightness=60))
     (tmp_path / "watch.toml").write_text(

@@ -219,7 +219,7 @@ def test_a_photo_that_lies_on_its_side_is_turned_and_transparent_pixels_do_not_c
     turned = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: turn by 90 degrees
-    save_sky(turned, 6, (200, 300), exif=exif)
+    save_sky(turned, 8, (200, 300), exif=exif)
     assert_like_python(page.choose(turned, "#camera"), turned, segmenter)
     assert page.shown_mask().shape == (300, 200)
 

@@ -4,7 +4,8 @@
     python tools/convert_shipped.py SWINYSEG WSISEG --only ddunet_c4_96 --check
 
 SWINYSEG and WSISEG are the folders of the data sets that the models were trained on (the model
-card says which images of them). `--check` writes nothing and says whether each file that ships is
+card says which images of them); synthetic skies are drawn here, for cameras and nights that those
+do not have. `--check` writes nothing and says whether each file that ships is
 what today's code makes, byte for byte. On another kind of CPU the last bits of float sums may
 differ, and with them single weights.
 
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddunet_keras import Split, load_model, make_split, open_dataset
+from ddunet_keras import Split, load_model, make_split, open_dataset, write_synthetic
 from ddunet_keras.deploy.calibrate import Photos, labelled_photos
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.convert import build_stages, convert
@@ -71,7 +73,12 @@ SHIPPED = (
 )
 
 
-def photos_for(shipped: Shipped, swinyseg: Path, wsiseg: Path) -> Photos:
+SKIES = 200
+SKIES_SEED = 100
+"""Number of synthetic skies, and their seed, which is none of those that were trained on."""
+
+
+def photos_for(shipped: Shipped, swinyseg: Path, wsiseg: Path, skies: Path) -> Photos:
     """The photos that calibrate a file, and those that it is verified on."""
     dataset = open_dataset(swinyseg)
     split = make_split(dataset, shipped.protocol)
@@ -80,7 +87,8 @@ def photos_for(shipped: Shipped, swinyseg: Path, wsiseg: Path) -> Photos:
         return labelled_photos(dataset, split, size, verify=FEW_PHOTOS)
     halves = Split.load(WEIGHTS / "wsiseg_halves.json")
     verify = FEW_PHOTOS if shipped.side >= LARGE else 0
-    also = [(open_dataset(wsiseg), halves)]
+    synthetic = open_dataset(skies)
+    also = [(open_dataset(wsiseg), halves), (synthetic, make_split(synthetic, "date"))]
     return labelled_photos(dataset, split, size, verify=verify, also=also)
 
 
@@ -93,13 +101,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--check", action="store_true", help="write nothing, compare the bytes")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        return convert_all(options, draw_skies(Path(folder) / "skies"))
+
+
+def draw_skies(folder: Path) -> Path:
+    """Writes the synthetic skies that files are calibrated with."""
+    return write_synthetic(folder, SKIES, seed=SKIES_SEED)
+
+
+def convert_all(options: argparse.Namespace, skies: Path) -> int:
+    """Converts or checks the files that were asked for; returns the exit status."""
     different = 0
     for shipped in SHIPPED:
         if shipped.name not in options.only:
             continue
         model = load_model(WEIGHTS / shipped.model / f"{shipped.model}.keras")
         config = ConversionConfig((shipped.side, shipped.side), target=shipped.target)
-        photos = photos_for(shipped, options.swinyseg, options.wsiseg)
+        photos = photos_for(shipped, options.swinyseg, options.wsiseg, skies)
         if options.check:
             made = build_stages(model, photos.calibration, config).packed
             same = made == (MODELS / f"{shipped.name}.tflite").read_bytes()

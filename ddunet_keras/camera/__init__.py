@@ -1,1 +1,4 @@
-"""A camera that is watched: what is recorded, and who is told. NumPy and Pillow only."""
+"""A camera that is watched: what is recorded, and who is told.
+
+NumPy and Pillow, and an extra for each optional thing.
+"""

@@ -10,10 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ddunet_keras.camera.records import UNREADABLE, frame_time
 from ddunet_keras.files import DataError, WriteError, printable, remove_partial_files
 from ddunet_keras.prediction import PredictOptions, check_results_folder, predict_file
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.segmenter import Segmenter
+from ddunet_keras.sky.reading import Photo
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -52,10 +56,11 @@ def measure_archive(
         client: of a Dask cluster. Its workers see photos, model and `masks` under the same paths.
 
     Yields:
-        time and time_from (as `Photo.taken`), frame (path), percent, okta, valid_fraction, usable,
-        reason, confidence, zones (percent of each, or None), mask (name of a file in `masks`, or
-        None), and the settings model (name of the file), threshold and horizon. Of a frame that
-        cannot be read, usable is False, and the reason begins with "unreadable: ".
+        time and time_from (as in a record of `ddunet watch`), frame (path), percent, okta,
+        valid_fraction, usable, reason, confidence, zones (percent of each, or None), mask (name of
+        a file in `masks`, or None), and the settings model (name of the file), threshold and
+        horizon. Of a frame that cannot be read, usable is False, and the reason begins with
+        "unreadable: ".
 
     Raises:
         DataError: the model, the horizon or a zone cannot be used, or photos come from `masks`.
@@ -131,11 +136,11 @@ def measure_frame(
         raise
     except DataError as error:
         why = str(error).removeprefix(f"{printable(path)}: ")
-        return record | {"reason": f"unreadable: {why}"}
+        return record | _time_of(path) | {"reason": f"{UNREADABLE}: {why}"}
     cover = found["cloud_cover"]
+    times = _time_of(path, found["taken"], found["taken_from"])
     return record | {
-        "time": found["taken"],
-        "time_from": found["taken_from"],
+        **times,
         "percent": _rounded(cover["percent"], PERCENT_DIGITS),
         "okta": cover["okta"],
         "valid_fraction": _rounded(cover["valid_fraction"], SHARE_DIGITS),
@@ -148,6 +153,19 @@ def measure_frame(
         },
         "mask": found.get("mask"),
     }
+
+
+def _time_of(path, taken=None, taken_from=None):
+    """When a frame was taken, as `ddunet watch` tells it; unknown if its file is away."""
+    photo = Photo(np.zeros((1, 1, 3), np.uint8), taken=taken, taken_from=taken_from)
+    try:
+        changed = path.stat().st_mtime
+    except (OSError, ValueError):
+        changed = None
+    time, source = frame_time(photo, path.name, changed, now=0.0)
+    if source == "clock":
+        return {"time": None, "time_from": None}
+    return {"time": time.isoformat(timespec="seconds"), "time_from": source}
 
 
 def archive_settings(options: PredictOptions, model: Path | None = None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ it becomes the table.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ddunet_keras.camera.records import csv_line
 from ddunet_keras.files import (
     DataError,
     StrPath,
@@ -153,9 +153,7 @@ class Table:
             os.replace(self.journal, self.path)
 
     def _append(self, values):
-        row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow(values)
-        data = row.getvalue().encode("utf-8")
+        data = csv_line(list(values)).encode("utf-8")
         try:
             written = self._file.write(data)
         except OSError as error:
@@ -217,9 +215,7 @@ class Table:
                 shutil.copyfile(self.path, temporary)
                 return
             with open(temporary, "w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                for row in self._parquet_rows():
-                    writer.writerow(row)
+                file.writelines(csv_line(row) for row in self._parquet_rows())
 
     # Parquet --------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
         return 0
     config = make_config("watch", values)
     others = {name: make_config(name, values) for name in ("safety", "alpaca", "mqtt")}
-    _check_together(others, arguments.once)
+    _check_together(config, others, arguments.once)
     notify = Notices(partial(say, "note"))
     report = (lambda record: None) if arguments.quiet else _print
     with contextlib.ExitStack() as opened:
@@ -80,7 +80,7 @@ def _model_path(text):
     return preset_file(text, "tflite") if text in PRESETS and not path.exists() else path
 
 
-def _check_together(others, once):
+def _check_together(config, others, once):
     """Tells before anything is opened what does not go together."""
     if once:
         for name, config in others.items():
@@ -88,6 +88,9 @@ def _check_together(others, once):
                 raise DataError(f"[{name}] is for a service that goes on; leave out --once")
     if others["alpaca"].enabled and not others["safety"].enabled:
         raise DataError("[alpaca] tells whether it is safe: set enabled = true in [safety], too")
+    zone = others["safety"].zone
+    if others["safety"].enabled and zone is not None and zone not in (config.zone or ()):
+        raise DataError(f"[safety] zone = {zone!r} is not measured: add it to zone in [watch], too")
 
 
 def _open_publishers(safety, alpaca, mqtt, notify, opened):
@@ -100,7 +103,7 @@ def _open_publishers(safety, alpaca, mqtt, notify, opened):
         publishers.append(AlpacaServer(alpaca, notify))
         opened.callback(publishers[-1].close)
     if mqtt.enabled:
-        publishers.append(MqttPublisher(mqtt, notify))
+        publishers.append(MqttPublisher(mqtt, notify, with_safety=safety.enabled))
         opened.callback(publishers[-1].close)
     return publishers
 

@@ -90,7 +90,7 @@ class Augmentation:
     gamma: float = 1.15
     horizon_circle: float = 0.0
     rotation: float = 0.0
-    other_camera: float = 0.4
+    other_camera: float = 0.2
     black_outside: float = 0.5
 
     def __post_init__(self):
