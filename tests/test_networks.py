@@ -297,27 +297,35 @@ from ddunet_keras.model import build_network
 from ddunet_keras.losses import SegmentationLoss
 
 found = {}
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     model = build_network(name, (32, 64, 3))
     random = np.random.default_rng(7)
+
+    def value_of(weight):
+        if weight.ndim < 2:
+            return weight + random.uniform(-0.1, 0.1, weight.shape)
+        return random.normal(size=weight.shape) * (2 / np.prod(weight.shape[:-1])) ** 0.5
+
     for layer in model.layers:
-        shapes = [w.shape for w in layer.weights]
-        layer.set_weights([0.1 * random.uniform(0.5, 1.5, shape) for shape in shapes])
+        layer.set_weights([value_of(weight) for weight in layer.get_weights()])
     x = random.uniform(-1, 1, (2, 32, 64, 3)).astype("float32")
-    labels = (random.uniform(size=(2, 32, 64)) > 0.5).astype("uint8")
-    model.compile(
-        optimizer=keras.optimizers.SGD(1e-2),
-        loss=[SegmentationLoss() for _ in model.outputs],
-    )
-    before = model.predict(x, verbose=0)
-    before = before[0] if isinstance(before, list) else before
-    history = model.fit(x, labels, batch_size=2, epochs=1, verbose=0).history
-    found[name] = {"logits": before[..., 0].ravel()[::37].tolist(), "loss": history["loss"][0]}
+    logits = model(x, training=False)
+    logits = logits[0] if isinstance(logits, (list, tuple)) else logits
+    logits = keras.ops.convert_to_numpy(logits)
+    found[name] = {"logits": logits[..., 0].ravel()[::37].tolist()}
+    if sys.argv[1] == "train":
+        labels = (random.uniform(size=(2, 32, 64)) > 0.5).astype("uint8")
+        model.compile(
+            optimizer=keras.optimizers.SGD(1e-2),
+            loss=[SegmentationLoss() for _ in model.outputs],
+        )
+        history = model.fit(x, labels, batch_size=1, epochs=1, shuffle=False, verbose=0).history
+        found[name]["loss"] = history["loss"]
 print(json.dumps(found))
 """
 
 
-def step(backend, names):
+def step(backend, names, mode):
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend,
@@ -327,7 +335,7 @@ def step(backend, names):
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     result = subprocess.run(
-        [sys.executable, "-c", STEP, *names],
+        [sys.executable, "-c", STEP, mode, *names],
         env=environment,
         capture_output=True,
         text=True,
@@ -338,17 +346,21 @@ def step(backend, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [SMALL, *((name,) for name in LARGE)], ids="-".join)
-def test_jax_computes_the_same(names):
+@pytest.mark.parametrize(
+    "names, mode",
+    [(("cloudsegnet",), "train"), (("ucloudnet_k2",), "predict"), (LARGE, "predict")],
+    ids=["cloudsegnet", "ucloudnet_k2", "large"],
+)
+def test_jax_computes_the_same(names, mode):
     pytest.importorskip("jax")
-    ours, theirs = step("tensorflow", names), step("jax", names)
+    ours, theirs = step("tensorflow", names, mode), step("jax", names, mode)
     for name in names:
         expected = np.array(ours[name]["logits"])
         np.testing.assert_allclose(
-            theirs[name]["logits"], expected, atol=1e-4 * max(1, np.abs(expected).max())
+            theirs[name]["logits"], expected, atol=1e-4 * np.ptp(expected), err_msg=name
         )
-        assert np.isfinite(ours[name]["loss"]) or name in LARGE
-        assert theirs[name]["loss"] == pytest.approx(ours[name]["loss"], rel=1e-3)
+        if mode == "train":
+            assert theirs[name]["loss"] == pytest.approx(ours[name]["loss"], rel=1e-3)
 
 
 def test_the_package_hands_it_out():
