@@ -4,6 +4,7 @@ Each case stands for a kind of crafted file that ended the process, hung it or t
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ddunet_keras.litert.model import (
     operator_name,
     read_tflite,
 )
+from ddunet_keras.litert.shapes import softmax
 from ddunet_keras.litert.soundness import MAX_OPERATORS, check_int8, check_sound
 
 MODELS = sorted((Path(__file__).parents[1] / "tflite" / "models").glob("*.tflite"))
@@ -273,3 +275,17 @@ def test_a_float_inside_and_a_foreign_operator_are_no_int8_file():
     model.operatorCodes[0] = schema.OperatorCodeT(32, b"Mine", 1, 32)
     with pytest.raises(TFLiteError, match="Mine is no built-in operator"):
         check_int8(model)
+
+
+@pytest.mark.parametrize(
+    "kind, length, sound", [("INT8", 511, True), ("INT8", 512, False), ("FLOAT32", 512, True)]
+)
+def test_an_int8_softmax_over_many_values_ends_the_process(kind, length, sound):
+    shape = [1, 1, 4, length]
+    output = SimpleNamespace(type=getattr(schema.TensorType, kind))
+    node = SimpleNamespace(shape=lambda number: shape, output=output)
+    if sound:
+        assert softmax(node) == [shape]
+        return
+    with pytest.raises(TFLiteError, match="over 512 values; int8 kernels take up to 511"):
+        softmax(node)

@@ -40,6 +40,7 @@ from ddunet_keras.litert.child import NotInstalledError, in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import require_tflm, run_tflm
+from ddunet_keras.litert.soundness import check_sound
 from ddunet_keras.model import DDUNet
 
 STATISTICS_PHOTOS = 64
@@ -110,7 +111,8 @@ def convert(
 
     Raises:
         ConversionError: a check did not hold; its `verification` says which and where.
-        TFLiteError: `config.ram` is less than can be reached.
+        TFLiteError: `config.ram` is less than can be reached, or int8 kernels cannot run the
+            network, as CloudU-Netv2.
         ValueError: `out` or the photos do not fit, or `config.c_array` is asked for without TFLM.
         WriteError: nothing can be written at `out` or `config.c_array`; found before the work.
     """
@@ -125,6 +127,8 @@ def convert(
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
+    if not isinstance(model, DDUNet):
+        check_sound(read_tflite(stages.packed))  # some ask more than int8 kernels do
     layers: list[dict] = []
     if config.debug:
         say("comparing each layer with the float model")

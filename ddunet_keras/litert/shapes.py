@@ -19,8 +19,21 @@ MAX_STRIDE = 2**14
 large as a row is wide where neighbouring columns are merged."""
 
 
+MAX_SOFTMAX = 511
+"""Most values of an int8 softmax: where 512 are alike, kernels shift by 32 bits and end the
+process."""
+
+
 def same(node: Node) -> list[list[int]]:
     return [node.shape(0)]
+
+
+def softmax(node: Node) -> list[list[int]]:
+    shape = node.shape(0)
+    if node.output.type == schema.TensorType.INT8:
+        fits = shape[-1] <= MAX_SOFTMAX
+        require(fits, f"it is over {shape[-1]} values; int8 kernels take up to {MAX_SOFTMAX}")
+    return [shape]
 
 
 def broadcast(node: Node) -> list[list[int]]:

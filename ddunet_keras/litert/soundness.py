@@ -173,7 +173,7 @@ RULES = {
         scales="same",
     ),
     "SLICE": Rule(_each("T int32 int32 -> T", *_NUMBERS), shapes.cut, scales="same"),
-    "SOFTMAX": Rule(_UNARY, shapes.same, options="SoftmaxOptions"),
+    "SOFTMAX": Rule(_UNARY, shapes.softmax, options="SoftmaxOptions"),
     "SPLIT": Rule(
         _each("int32 T -> T..", *_NUMBERS),
         shapes.split,
