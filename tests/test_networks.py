@@ -338,16 +338,15 @@ def step(backend, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [SMALL, *((name,) for name in LARGE)], ids="-".join)
-def test_jax_computes_the_same(names):
+def test_jax_computes_the_same():
     pytest.importorskip("jax")
-    ours, theirs = step("tensorflow", names), step("jax", names)
-    for name in names:
+    ours, theirs = step("tensorflow", SMALL), step("jax", SMALL)
+    for name in SMALL:
         expected = np.array(ours[name]["logits"])
         np.testing.assert_allclose(
             theirs[name]["logits"], expected, atol=1e-4 * max(1, np.abs(expected).max())
         )
-        assert np.isfinite(ours[name]["loss"]) or name in LARGE
+        assert np.isfinite(ours[name]["loss"])
         assert theirs[name]["loss"] == pytest.approx(ours[name]["loss"], rel=1e-3)
 
 
