@@ -79,8 +79,9 @@ def test_what_is_of_ddunet_alone_says_so(skies, tmp_path, capsys):
 
 
 def photos_of(count=6):
-    images = np.random.default_rng(2).integers(0, 256, (count, 8, 12, 3)).astype(np.uint8)
-    smooth = images.repeat(4, 1).repeat(4, 2)
+    height, width = SIZE
+    images = np.random.default_rng(2).integers(0, 256, (count, height // 4, width // 4, 3))
+    smooth = images.astype(np.uint8).repeat(4, 1).repeat(4, 2)
     return Photos(smooth[2:], smooth[:2], None, {}, ())
 
 

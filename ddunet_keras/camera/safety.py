@@ -60,7 +60,7 @@ unsafe_percent=50.0
         AGE, 300.0, help="seconds after which the newest frame is too old, and it becomes unsafe"
     )
     min_confidence: float = setting(
-        Number(float, 0, 1, "0 to 1"), 0.7, help="a frame of less confidence is unsafe"
+        Number(float, 0, 1, "0 to 1"), 0.5, help="a frame of less confidence is unsafe"
     )
     zone: str | None = setting(
         Text(), None, help="zone whose cover counts; without it, the whole sky's", metavar="ZONE"

@@ -34,6 +34,29 @@ def align_corners_layer(framework):
 
 
 @functools.lru_cache
+def crop_layer(framework):
+    """The upper left part of feature maps, by SLICE."""
+    import tensorflow as tf
+
+    class Crop(framework.layers.Layer):
+        def __init__(self, size, **kwargs):
+            super().__init__(**kwargs)
+            self.size = size
+
+        def call(self, inputs):
+            return tf.slice(inputs, [0, 0, 0, 0], [-1, *self.size, -1])
+
+        def compute_output_shape(self, input_shape):
+            batch, _, _, channels = input_shape
+            return (batch, *self.size, channels)
+
+        def get_config(self):
+            return {**super().get_config(), "size": self.size}
+
+    return Crop
+
+
+@functools.lru_cache
 def repeat_first_layer(framework):
     """A copy of the first row or column before all others, by SLICE and CONCATENATION."""
     import tensorflow as tf

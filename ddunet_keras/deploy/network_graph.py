@@ -12,6 +12,7 @@ import numpy as np
 
 from ddunet_keras.deploy.framework_layers import (
     align_corners_layer,
+    crop_layer,
     mask_layer,
     repeat_first_layer,
 )
@@ -34,6 +35,9 @@ class DeployFactory(LayerFactory):
 
     def repeat_first(self, x, axis):
         return repeat_first_layer(keras)(axis, dtype=self.policy)(x)
+
+    def crop(self, x, size):
+        return crop_layer(keras)(size, dtype=self.policy)(x)
 
 
 def build_network_graph(

@@ -139,6 +139,11 @@ class LayerFactory:
         first = x[:, :1] if axis == 1 else x[:, :, :1]
         return layers.Concatenate(axis, dtype=x.dtype)([first, x])
 
+    def crop(self, x, size: tuple[int, int]):
+        """The upper left part of `size` = (height, width)."""
+        margins = tuple((0, side - kept) for side, kept in zip(x.shape[1:3], size, strict=True))
+        return layers.Cropping2D(margins, data_format="channels_last", dtype=x.dtype)(x)
+
     def average_pool(self, x, window: tuple[int, int]):
         """Means of rectangles that cover the feature map; those at the border may be smaller."""
         return layers.AveragePooling2D(

@@ -105,7 +105,7 @@ def network_logits(
     logits = build(padded, factory, channels, **architecture.options)
     if not deep_supervision:
         logits = logits[:1]
-    return [_crop(output, image, padded) for output in logits]
+    return [_crop(output, image, padded, factory) for output in logits]
 
 
 def _pad(image, stride):
@@ -116,15 +116,11 @@ def _pad(image, stride):
     return layers.ZeroPadding2D(margins, data_format="channels_last", dtype=image.dtype)(image)
 
 
-def _crop(logits, image, padded):
+def _crop(logits, image, padded, factory):
     """The part of the logits, which may be of lower size, that the image itself takes."""
     scale = padded.shape[1] // logits.shape[1]
-    height, width = (-(-side // scale) for side in image.shape[1:3])
-    bottom, right = logits.shape[1] - height, logits.shape[2] - width
-    if not bottom and not right:
-        return logits
-    margins = ((0, bottom), (0, right))
-    return layers.Cropping2D(margins, data_format="channels_last", dtype=logits.dtype)(logits)
+    size = tuple(-(-side // scale) for side in image.shape[1:3])
+    return logits if size == tuple(logits.shape[1:3]) else factory.crop(logits, size)
 
 
 def _check_image_shape(image_shape):
