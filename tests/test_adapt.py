@@ -1,6 +1,5 @@
 import json
 import shutil
-import warnings
 
 import keras
 import numpy as np
@@ -41,17 +40,6 @@ def write_frames(root, count, first_seed=500):
 def write_covers(root, covers):
     lines = [f"{name},{cover:.0f}" for name, cover in covers.items()]
     (root / "frames.csv").write_text("\n".join(["name,sky", *lines]) + "\n")
-
-
-@pytest.fixture
-def eagerly():
-    """Without graphs: tracing one takes longer than the few steps of a test."""
-    tensorflow = pytest.importorskip("tensorflow")
-    tensorflow.config.run_functions_eagerly(True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
-        yield
-    tensorflow.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,6 @@ from ddunet_keras.camera.sources import UrlSource, open_source
 from ddunet_keras.camera.watch import Clock, Watch
 from ddunet_keras.cli import main
 from ddunet_keras.files import DataError, WriteError
-from ddunet_keras.sky.reading import Photo
 
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
@@ -183,28 +182,28 @@ def test_what_is_no_address(address):
     ],
 )
 def test_the_time_in_a_name_is_local(name, expected):
-    found = frame_time(None, name, 5.0, 9.0)
+    found = frame_time(None, None, name, 5.0, 9.0)
     assert found == (datetime(*expected).astimezone(), "name")
 
 
 def test_the_time_in_a_name_may_be_utc():
-    found, _ = frame_time(None, "20260601T223045Z.jpg", None, 0.0)
+    found, _ = frame_time(None, None, "20260601T223045Z.jpg", None, 0.0)
     assert found == datetime(2026, 6, 1, 22, 30, 45, tzinfo=timezone.utc)
 
 
 def test_the_first_source_of_a_time_counts():
-    exif = Photo(IMAGE, taken="2026-06-01T22:00:00+02:00", taken_from="exif")
+    exif = ("2026-06-01T22:00:00+02:00", "exif")
     name = "20260101_000000.jpg"
     utc = timezone.utc
-    assert frame_time(exif, name, 5.0, 9.0) == (datetime(2026, 6, 1, 20, tzinfo=utc), "exif")
-    assert frame_time(exif, name, 5.0, 9.0, "file") == (datetime.fromtimestamp(5, utc), "file")
-    assert frame_time(exif, name, 5.0, 9.0, "clock") == (datetime.fromtimestamp(9, utc), "clock")
-    assert frame_time(None, name, 5.0, 9.0, "exif")[1] == "clock"
-    assert frame_time(None, "99990231_000000.jpg", 5.0, 9.0)[1] == "file"
-    assert frame_time(None, "20260231_000000.jpg", None, 9.0)[1] == "clock"
-    local = Photo(IMAGE, taken="2026-06-01T22:00:00", taken_from="exif")
-    assert frame_time(local, "", None, 0.0)[0] == datetime(2026, 6, 1, 22).astimezone()
-    assert frame_time(local, "", None, 0.0)[0].tzinfo is not None
+    assert frame_time(*exif, name, 5.0, 9.0) == (datetime(2026, 6, 1, 20, tzinfo=utc), "exif")
+    assert frame_time(*exif, name, 5.0, 9.0, "file") == (datetime.fromtimestamp(5, utc), "file")
+    assert frame_time(*exif, name, 5.0, 9.0, "clock") == (datetime.fromtimestamp(9, utc), "clock")
+    assert frame_time(None, None, name, 5.0, 9.0, "exif")[1] == "clock"
+    assert frame_time(None, None, "99990231_000000.jpg", 5.0, 9.0)[1] == "file"
+    assert frame_time(None, None, "20260231_000000.jpg", None, 9.0)[1] == "clock"
+    local = ("2026-06-01T22:00:00", "exif")
+    assert frame_time(*local, "", None, 0.0)[0] == datetime(2026, 6, 1, 22).astimezone()
+    assert frame_time(*local, "", None, 0.0)[0].tzinfo is not None
 
 
 def test_exif_is_read_from_a_frame(tmp_path):

@@ -10,14 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ddunet_keras.camera.records import UNREADABLE, frame_time
 from ddunet_keras.files import DataError, WriteError, printable, remove_partial_files
 from ddunet_keras.prediction import PredictOptions, check_results_folder, predict_file
 from ddunet_keras.presets import DEFAULT, preset_file
 from ddunet_keras.segmenter import Segmenter
-from ddunet_keras.sky.reading import Photo
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -157,12 +154,11 @@ def measure_frame(
 
 def _time_of(path, taken=None, taken_from=None):
     """When a frame was taken, as `ddunet watch` tells it; unknown if its file is away."""
-    photo = Photo(np.zeros((1, 1, 3), np.uint8), taken=taken, taken_from=taken_from)
     try:
         changed = path.stat().st_mtime
     except (OSError, ValueError):
         changed = None
-    time, source = frame_time(photo, path.name, changed, now=0.0)
+    time, source = frame_time(taken, taken_from, path.name, changed, now=0.0)
     if source == "clock":
         return {"time": None, "time_from": None}
     return {"time": time.isoformat(timespec="seconds"), "time_from": source}

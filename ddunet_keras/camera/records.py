@@ -12,7 +12,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ddunet_keras.files import as_json, printable
-from ddunet_keras.sky.reading import Photo
 
 FIELDS = (
     "time",
@@ -82,14 +81,20 @@ def new_record(
 
 
 def frame_time(
-    photo: Photo | None, name: str, changed: float | None, now: float, time_from: str = "auto"
+    taken: str | None,
+    taken_from: str | None,
+    name: str,
+    changed: float | None,
+    now: float,
+    time_from: str = "auto",
 ) -> tuple[datetime, str]:
     """When a frame was taken, in local time with its offset, and what says so.
 
     A time without an offset is local time.
 
     Args:
-        photo: the frame as it was read; None: it was not.
+        taken, taken_from: what the frame itself holds, as `ddunet_keras.sky.reading.Photo`; None:
+            nothing, or it could not be read.
         name: of its file; "" where there is none.
         changed: when the file was last written to, seconds since the epoch; None: unknown.
         now: the clock, seconds since the epoch.
@@ -98,15 +103,16 @@ def frame_time(
 
     Example:
 
-    >>> frame_time(None, "image-20260601223045.jpg", None, 0.0)[0].strftime("%d %B, %H:%M:%S")
+    >>> time, _ = frame_time(None, None, "image-20260601223045.jpg", None, 0.0)
+    >>> time.strftime("%d %B, %H:%M:%S")
     '01 June, 22:30:45'
     """
     for source in TIME_SOURCES:
         if time_from not in ("auto", source):
             continue
         with contextlib.suppress(ValueError, OverflowError, OSError):  # 31 February, the year 1
-            if source == "exif" and photo is not None and photo.taken_from in ("exif", "fits"):
-                return datetime.fromisoformat(str(photo.taken)).astimezone(), photo.taken_from
+            if source == "exif" and taken_from in ("exif", "fits"):
+                return datetime.fromisoformat(str(taken)).astimezone(), taken_from
             if source == "name" and (found := _time_in_name(name)) is not None:
                 return found.astimezone(), source
             if source == "file" and changed is not None:

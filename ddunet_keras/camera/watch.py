@@ -274,8 +274,10 @@ class Watch:
         return read_photo(content, self._reading), digest, None
 
     def _new_record(self, frame: Frame, photo: Photo | None) -> dict[str, Any]:
+        held, held_by = (None, None) if photo is None else (photo.taken, photo.taken_from)
+        time_from = self.config.time_from
         taken, taken_from = frame_time(
-            photo, frame.file_name, frame.changed, self._clock.now(), self.config.time_from
+            held, held_by, frame.file_name, frame.changed, self._clock.now(), time_from
         )
         return new_record(taken, taken_from, frame.name, self.config.model, self._zones)
 
@@ -299,7 +301,7 @@ class Watch:
         """Records, once, that there is no frame."""
         if self._is_silent:
             return
-        taken, taken_from = frame_time(None, "", None, self._clock.now())
+        taken, taken_from = frame_time(None, None, "", None, self._clock.now())
         record = new_record(taken, taken_from, self._source.name, self.config.model, self._zones)
         record["reason"] = reason
         record["seconds"] = 0.0

@@ -127,8 +127,7 @@ def convert(
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
-    if not isinstance(model, DDUNet):
-        check_sound(read_tflite(stages.packed))  # some ask more than int8 kernels do
+    check_sound(read_tflite(stages.packed))  # some networks ask more than int8 kernels do
     layers: list[dict] = []
     if config.debug:
         say("comparing each layer with the float model")
