@@ -11,8 +11,10 @@ from tiny_tflite import tiny_tflite
 
 from ddunet_keras.litert import strips
 from ddunet_keras.litert.arena import plan
+from ddunet_keras.litert.arena_size import arena_size
 from ddunet_keras.litert.cleanup import strip_names
-from ddunet_keras.litert.memory import memory_profile, persistent_bytes
+from ddunet_keras.litert.esp_nn import ESP32_S3
+from ddunet_keras.litert.memory import HOST, memory_profile, persistent_bytes
 from ddunet_keras.litert.model import (
     TFLiteError,
     constant,
@@ -35,7 +37,7 @@ def test_any_region_in_any_number_of_strips_gives_the_same_bits(seed):
     model = read_tflite(data)
     count = len(model.subgraphs[0].operators)
     live = memory_profile(model).live
-    found = strips.candidates(model, range(count), range(1, count + 1), [True] * count, lambda _: 0)
+    found = strips.candidates(model, range(count), range(1, count + 1), [True] * count, HOST)
     assert len({len(candidate.strips) for candidate in found}) > 3
     random = np.random.default_rng(seed)
     for candidate in random.permutation(np.array(found, object))[:8]:
@@ -52,7 +54,7 @@ def test_operators_that_look_at_all_rows_stay_whole():
     net = Network(0)
     x = net.gate(net.source, net.source)
     model = read_tflite(net.data(x))
-    found = strips.candidates(model, [0], [2], [True] * 2, lambda _: 0)
+    found = strips.candidates(model, [0], [2], [True] * 2, HOST)
     graph = model.subgraphs[0]
     for candidate in found:
         assert [operator_name(model, graph.operators[n]) for n in candidate.region.members] == [
@@ -158,7 +160,7 @@ def test_nothing_overwrites_what_is_still_read(seed):
     model = read_tflite(random_network(seed))
     reorder(model)
     count = len(model.subgraphs[0].operators)
-    found = strips.candidates(model, range(count), range(1, count + 1), [True] * count, lambda _: 0)
+    found = strips.candidates(model, range(count), range(1, count + 1), [True] * count, HOST)
     random = np.random.default_rng(seed)
     for candidate in random.permutation(np.array(found, object))[:5]:
         changed = copy.deepcopy(model)
@@ -216,6 +218,23 @@ def test_a_whole_network_keeps_its_bits_in_less_memory():
         totals.append(arena["total"])
     assert totals[0] >= totals[1] > totals[2]
     assert profile.peak < least and "SLICE" in profile.names
+
+
+def test_scratch_memory_finds_room_in_the_plan():
+    """With ESP-NN's on an ESP32-S3: more than a plan without it leaves, less than it would take."""
+    data = u_net()
+    expected = reference(data)
+    blind = arena_size(fit_memory(read_tflite(data)), ESP32_S3)
+    model = fit_memory(read_tflite(data), runtime=ESP32_S3)
+    seeing = arena_size(model, ESP32_S3)
+    assert seeing.head == memory_profile(model, ESP32_S3).peak <= blind.head
+    ram = 0.8 * seeing.total / 1024
+    strips_alone = fit_memory(read_tflite(data), ram, ESP32_S3)
+    small = arena_size(strips_alone, ESP32_S3)
+    assert small.total <= ram * 1024 and small.scratch < seeing.scratch
+    for changed in (model, strips_alone):
+        np.testing.assert_array_equal(reference(write_tflite(changed)), expected)
+        run_in_planned_arena(write_tflite(changed))
 
 
 def test_names_and_unused_parts_go_and_equal_constants_become_one():

@@ -43,12 +43,16 @@ class Target:
 
 TARGETS = {
     "tflm": Target("portable", "int8", "any microcontroller, with TensorFlow Lite Micro"),
+    "esp32s3": Target("portable", "int8", "ESP32-S3, with TFLM and ESP-NN, ESP-IDF's default"),
     "ethos-u": Target("portable", "int8", "input of Arm's Vela compiler"),
     "edgetpu": Target("portable", "uint8", "input of Coral's Edge TPU compiler"),
     "android": Target("xnnpack", "uint8", "MediaPipe's ImageSegmenter"),
     "cpu": Target("xnnpack", "int8", "LiteRT with XNNPACK: Raspberry Pi, PC"),
 }
 """Name -> what it asks for. Which rewriting passes it gets stands in `passes.PASSES`."""
+
+TFLM_TARGETS = ("tflm", "esp32s3")
+"""Targets whose files TensorFlow Lite Micro (TFLM) runs as they are."""
 
 
 @document_settings
@@ -101,11 +105,11 @@ class ConversionConfig:
     ram: int | None = setting(
         POSITIVE,
         None,
-        help="tflm: KiB that the arena may take; large stages then run in strips",
+        help="tflm, esp32s3: KiB that the arena may take; large stages then run in strips",
         metavar="KIB",
     )
     c_array: Path | None = setting(
-        PATH, None, help="tflm: folder for the file as C sources", metavar="DIR"
+        PATH, None, help="tflm, esp32s3: folder for the file as C sources", metavar="DIR"
     )
     debug: bool = setting(FLAG, False, help="show the error of each layer")
     inspect: bool = setting(FLAG, True, help="report without Vela, TFLM and latency")
@@ -129,9 +133,10 @@ class ConversionConfig:
         return bool(self.qat_epochs or self.prune or self.cluster)
 
     def _check_combinations(self):
-        if (self.ram or self.c_array) and self.target != "tflm":
+        if (self.ram or self.c_array) and self.target not in TFLM_TARGETS:
             raise ValueError(
-                f"`ram` and `c_array` are for target tflm. Received: target={self.target!r}"
+                f"`ram` and `c_array` are for targets {' and '.join(TFLM_TARGETS)}. "
+                f"Received: target={self.target!r}"
             )
         if self.c_array and self.io != "int8":
             raise ValueError(

@@ -45,7 +45,7 @@ from ddunet_keras.model import DDUNet
 STATISTICS_PHOTOS = 64
 """Calibration photos for what is a mean over photos: equalization and bias correction."""
 
-NETWORK_TARGETS = ("tflm", "cpu")
+NETWORK_TARGETS = ("tflm", "esp32s3", "cpu")
 """Targets of networks other than DDUNet."""
 
 COMPARED_PHOTOS = 4
@@ -231,7 +231,7 @@ def _network_graph(model, config, say):
     """The same of another network, which is quantized as it is."""
     if config.trains or config.target not in NETWORK_TARGETS:
         raise ValueError(
-            f"of networks other than DDUNet, {' and '.join(NETWORK_TARGETS)} are targets, and "
+            f"of networks other than DDUNet, {', '.join(NETWORK_TARGETS)} are targets, and "
             "--qat, --prune and --cluster are not there. "
             f"Received: {model.network}, target={config.target!r}"
         )

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.config import TFLM_TARGETS, ConversionConfig
 from ddunet_keras.deploy.export import set_mediapipe_metadata
 from ddunet_keras.litert.columns import merge_columns
+from ddunet_keras.litert.esp_nn import ESP32_S3
+from ddunet_keras.litert.memory import HOST
 from ddunet_keras.litert.model import add_constant, operator_name
 from ddunet_keras.litert.schedule import fit_memory
 
@@ -69,7 +71,8 @@ def fuse_relus(model) -> None:
 
 
 def _fit_memory(model, config):
-    return fit_memory(model, config.ram)
+    runtime = ESP32_S3 if config.target == "esp32s3" else HOST
+    return fit_memory(model, config.ram, runtime)
 
 
 def _merge_columns(model, config):
@@ -87,8 +90,9 @@ PASSES = (
         "ordering the operators and planning the arena",
         "one subgraph with fixed shapes",
         "names go; operators stand in the order that keeps the fewest bytes alive; the place of "
-        "each tensor is planned; with `ram`, the largest stages are computed in strips",
-        ("tflm",),
+        "each tensor is planned; with `ram`, the largest stages are computed in strips; for "
+        "esp32s3, with room for ESP-NN's scratch memory",
+        TFLM_TARGETS,
         _fit_memory,
     ),
     Pass(

@@ -16,6 +16,7 @@ packing_cost
 control_dependencies        a pass: operators wait for a Softmax
 inspect, report_text,       what a file costs on a device: the report
 report_plot, boards
+cost                        an estimate of TFLM's instructions and time, from one table
 edge_tpu, vela              Coral's rules; Arm's compiler for Ethos-U
 ==========================  ====================================================================
 

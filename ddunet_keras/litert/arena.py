@@ -18,7 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.memory import PLAN, memory_profile, placement_groups, single_subgraph
+from ddunet_keras.litert.memory import (
+    HOST,
+    PLAN,
+    MemoryProfile,
+    Runtime,
+    memory_profile,
+    placement_groups,
+    single_subgraph,
+)
 from ddunet_keras.litert.model import set_metadata
 
 ROUNDS = 1200
@@ -32,10 +40,10 @@ NO_OFFSET = -1
 
 @dataclass(frozen=True)
 class _Group:
-    """Tensors that are placed together.
+    """Tensors that are placed together, or the scratch memory of an operator.
 
     Attributes:
-        members: (tensor, offset in the group), the lowest at 0.
+        members: (tensor, offset in the group), the lowest at 0; none for scratch memory.
         rects: a row (start, stop, first operator, last operator) for each member.
         height: bytes from the lowest start to the highest stop.
         span: operators over which any member lives.
@@ -56,7 +64,9 @@ class _Placement:
     order: list[int]
 
 
-def plan(model: schema.ModelT, enough: int = 0, rounds: int = ROUNDS) -> int:
+def plan(
+    model: schema.ModelT, enough: int = 0, rounds: int = ROUNDS, runtime: Runtime = HOST
+) -> int:
     """Gives each tensor its place in the arena and writes it into the model, in place.
 
     Groups of tensors are placed one by one at the lowest free place, in three orders: by height, by
@@ -66,15 +76,18 @@ def plan(model: schema.ModelT, enough: int = 0, rounds: int = ROUNDS) -> int:
     Args:
         enough: bytes with which the search is content; the most bytes alive always end it.
         rounds: placements that are tried.
+        runtime: whose scratch memory finds room between the tensors. It has no place in the plan:
+            TFLM puts it into the lowest gap.
 
     Returns:
-        bytes of the arena that the tensors take.
+        bytes of the arena that tensors and scratch memory take.
 
     Raises:
         TFLiteError: the model has several subgraphs or a tensor without a fixed size.
     """
-    profile = memory_profile(model)
+    profile = memory_profile(model, runtime)
     groups = [_group(members, profile) for members in placement_groups(model)]
+    groups += _scratch_groups(model, runtime)
     numbers = range(len(groups))
     large = [g for g in numbers if groups[g].height >= profile.peak * SMALL]
     small = [g for g in numbers if groups[g].height < profile.peak * SMALL]
@@ -84,7 +97,16 @@ def plan(model: schema.ModelT, enough: int = 0, rounds: int = ROUNDS) -> int:
     return found.total
 
 
-def _group(members, profile):
+def _scratch_groups(model: schema.ModelT, runtime: Runtime) -> list[_Group]:
+    groups = []
+    for number, operator in enumerate(single_subgraph(model).operators):
+        size = runtime.scratch_bytes(model, operator)
+        if size:
+            groups.append(_Group([], np.array([(0, size, number, number)]), size, span=1))
+    return groups
+
+
+def _group(members: list[tuple[int, int]], profile: MemoryProfile) -> _Group:
     low = min(offset for _, offset in members)
     members = [(index, offset - low) for index, offset in members]
     rects = np.array(

@@ -1,8 +1,8 @@
 """What a `.tflite` file costs on devices, whatever file it is: `inspect_model` makes a `Report`.
 
-The parts of the report: `ddunet_keras.litert.schedule` follows the memory, `run` measures TFLM's
-arena and LiteRT's time, `vela` compiles for an Ethos-U, `edge_tpu` checks Coral's rules, `boards`
-says what fits.
+The parts of the report: `ddunet_keras.litert.memory` follows the memory, `arena_size` reckons
+TFLM's arena on a microcontroller, `run` measures it here and LiteRT's time, `cost` estimates TFLM's
+time, `vela` compiles for an Ethos-U, `edge_tpu` checks Coral's rules, `boards` says what fits.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.boards import RUNTIME_FLASH, fit_boards, why_missing
+from ddunet_keras.litert.arena_size import arena_size
+from ddunet_keras.litert.boards import RUNTIME_FLASH, RUNTIMES, fit_boards, why_missing
 from ddunet_keras.litert.child import ChildError, NotInstalledError
+from ddunet_keras.litert.cost import CORES, Core, instructions, milliseconds
 from ddunet_keras.litert.edge_tpu import edge_tpu_check
-from ddunet_keras.litert.memory import MemoryProfile, memory_profile
+from ddunet_keras.litert.memory import MemoryProfile, Runtime, memory_profile
 from ddunet_keras.litert.model import (
     TFLiteError,
     dtype_name,
@@ -60,7 +62,11 @@ class Report:
             (see `macs`), live_bytes (of the first subgraph).
         memory: {"live_peak", bytes of feature maps alive at once; "peak_operator", index;
             "peak_kind", "peak_name"; "planned", bytes of the file's own plan or None}.
-        tflm: bytes of TFLM's arena {"total", "head", "tail"}.
+        tflm: bytes of TFLM's arena on this machine {"total", "head", "tail"}.
+        arenas: key of `boards.RUNTIMES` -> the same on a microcontroller, reckoned, and "scratch",
+            the most scratch memory of an operator, and "scratch_operator", its index or None.
+        estimates: key of `cost.CORES` -> {"instructions", "milliseconds"} of TFLM, at the core's
+            usual clock and in internal memory.
         vela: accelerator -> `run_vela`.
         edge_tpu: `edge_tpu_check`.
         latency: {"threads_1", "threads_2"}, milliseconds of LiteRT on this machine.
@@ -76,6 +82,8 @@ class Report:
     layers: list
     memory: dict
     tflm: dict
+    arenas: dict
+    estimates: dict
     vela: dict
     edge_tpu: dict
     latency: dict
@@ -146,23 +154,33 @@ def inspect_model(
     constants = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
     size = {"file": len(data), "constants": constants, "flash": len(data) + RUNTIME_FLASH}
     profile = _attempt(True, _profile, model)
-    arena = _attempt(tflm, measure_arena, data)
+    followed = isinstance(profile, MemoryProfile)
+    arenas = {
+        key: _attempt(True, _arena, model, runtime) if followed else profile
+        for key, runtime in RUNTIMES.items()
+    }
+    measured = _attempt(tflm, measure_arena, data)
+    estimates = {key: _attempt(True, _estimate, listed, core) for key, core in CORES.items()}
     compiled = {key: _attempt(vela, run_vela, data, key) for key in ACCELERATORS}
     checked = edge_tpu_check(model)
-    followed = isinstance(profile, MemoryProfile)
+    parts = {
+        "size": size,
+        "tflm": measured,
+        "arenas": arenas,
+        "estimates": estimates,
+        "vela": compiled,
+        "edge_tpu": checked,
+    }
     return Report(
         file=name,
-        size=size,
+        **parts,
         inputs=[_tensor(graph.tensors[index]) for index in graph.inputs],
         outputs=[_tensor(graph.tensors[index]) for index in graph.outputs],
         operators=dict(Counter(node.kind for node in listed).most_common()),
         layers=[_layer(node, profile if followed else None) for node in listed],
         memory=_memory(profile, listed) if followed else profile,
-        tflm=arena,
-        vela=compiled,
-        edge_tpu=checked,
         latency={f"threads_{n}": _attempt(latency, measure_latency, data, n) for n in THREADS},
-        boards=fit_boards(size, arena, compiled, checked),
+        boards=fit_boards(parts),
         profile=profile if followed else None,
     )
 
@@ -196,6 +214,22 @@ def _profile(model: schema.ModelT) -> MemoryProfile:
     if profile.planned is not None and not 0 < profile.planned < MAX_PLANNED:
         raise TFLiteError("its memory plan is not sound")
     return profile
+
+
+def _arena(model: schema.ModelT, runtime: Runtime) -> dict:
+    try:
+        size = arena_size(model, runtime)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise TFLiteError(f"its arena cannot be reckoned ({first_line(error)})") from None
+    return {"total": size.total, **asdict(size)}
+
+
+def _estimate(listed: list[Node], core: Core) -> dict:
+    try:
+        count = instructions(listed, core)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise TFLiteError(f"its work cannot be counted ({first_line(error)})") from None
+    return {"instructions": round(count), "milliseconds": milliseconds(count, core)}
 
 
 def _memory(profile: MemoryProfile, listed: list[Node]) -> dict:

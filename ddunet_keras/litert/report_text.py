@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ddunet_keras.litert.boards import KIB, count_of, why_missing
+from ddunet_keras.litert.cost import CORES
 
 if TYPE_CHECKING:
     from ddunet_keras.litert.inspect import Report
 
 MAX_OPERATORS_LEFT = 3
 """Most operators left on the CPU that a row names."""
+
+RUNTIME_NAMES = {"microcontroller": "", "esp32-s3": "ESP32-S3: "}
 
 _FITS = {True: "yes", False: "no", None: "not known"}
 
@@ -27,6 +30,8 @@ def report_to_markdown(report: Report) -> str:
         ("work", f"{report.macs:,} multiply-accumulates"),
         ("memory", _memory(report.memory)),
         ("TFLM arena", _arena(report.tflm)),
+        ("arena on a microcontroller", _reckoned(report)),
+        ("TFLM's time, an estimate", _estimates(report.estimates)),
         *((f"Vela, {name}", _vela(found)) for name, found in report.vela.items()),
         ("Edge TPU", _edge_tpu(report.edge_tpu)),
         ("LiteRT here", _latency(report.latency)),
@@ -37,8 +42,8 @@ def report_to_markdown(report: Report) -> str:
         lines += ["", "| Edge TPU | operator | tensor | rule |", "|---|---|---|---|"]
         for entry in _grouped(report.edge_tpu["findings"]):
             lines.append("| " + " | ".join(map(_cell, entry)) + " |")
-    lines += ["", "| board | RAM, KiB | needs, KiB | spare, KiB | fits | |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines += ["", "| board | arena at most, KiB | needs, KiB | spare, KiB | fits | ms, about | |"]
+    lines.append("|---|---|---|---|---|---|---|")
     lines += [_board(row) for row in report.boards]
     return "\n".join(lines) + "\n"
 
@@ -82,6 +87,38 @@ def _arena(tflm):
     )
 
 
+def _reckoned(report):
+    texts = []
+    for key, arena in report.arenas.items():
+        text = RUNTIME_NAMES[key] + (why_missing(arena) or _reckoned_arena(arena))
+        texts.append(text)
+    return "; ".join(texts)
+
+
+def _reckoned_arena(arena):
+    text = f"{arena['total'] / KIB:.1f} KiB"
+    if arena["scratch"]:
+        text += (
+            f", ESP-NN's scratch memory included (most at operator {arena['scratch_operator']}: "
+            f"{arena['scratch'] / KIB:.1f})"
+        )
+    return text
+
+
+def _estimates(estimates):
+    texts = []
+    for key, found in estimates.items():
+        core = CORES[key]
+        text = why_missing(found)
+        if not text:
+            text = (
+                f"{_two_digits(found['instructions'] / 1e6)} M {core.unit}, "
+                f"{_two_digits(found['milliseconds'])} ms at {core.clock_mhz} MHz"
+            )
+        texts.append(f"{core.name}: {text}")
+    return "; ".join(texts)
+
+
 def _vela(found):
     if reason := why_missing(found):
         return reason
@@ -119,10 +156,17 @@ def _board(row):
     if row["need_kib"] is not None:
         need = f"{row['need_kib']:.0f} ({row['needs']})"
         spare = f"{row['spare_ram_kib']:+.0f}"
+    time = "" if row["milliseconds"] is None else f"{_two_digits(row['milliseconds']):,}"
     return (
-        f"| {row['board']} | {row['ram_kib']:,} | {need} | {spare} | {_FITS[row['fits']]} "
-        f"| {_cell(row['note'])} |"
+        f"| {row['board']} | {row['arena_kib']:,} | {need} | {spare} | {_FITS[row['fits']]} "
+        f"| {time} | {_cell(row['note'])} |"
     )
+
+
+def _two_digits(value: float) -> float:
+    """An estimate, without digits that it does not have."""
+    rounded = float(f"{value:.2g}")
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def _cell(text):

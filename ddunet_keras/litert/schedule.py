@@ -25,9 +25,10 @@ from ddunet_keras.litert import strips
 from ddunet_keras.litert.arena import plan
 from ddunet_keras.litert.cleanup import strip_names
 from ddunet_keras.litert.memory import (
+    HOST,
     MemoryProfile,
+    Runtime,
     memory_profile,
-    operator_persistent_bytes,
     persistent_bytes,
 )
 from ddunet_keras.litert.model import TFLiteError
@@ -42,7 +43,9 @@ PERSISTENT_WEIGHTS = (0, 100, 1000)
 """Work that counts as much as a byte of persistent allocations, when strips are chosen."""
 
 
-def fit_memory(model: schema.ModelT, ram_kib: float | None = None) -> schema.ModelT:
+def fit_memory(
+    model: schema.ModelT, ram_kib: float | None = None, runtime: Runtime = HOST
+) -> schema.ModelT:
     """A model that computes the same, bit for bit, in less memory on TFLM.
 
     Args:
@@ -50,6 +53,7 @@ def fit_memory(model: schema.ModelT, ram_kib: float | None = None) -> schema.Mod
             changed.
         ram_kib: KiB that TFLM's arena may take; None for what whole feature maps need. Strips are
             used only where it asks for them, those that add the least work.
+        runtime: the TFLM that the arena is reckoned for. Its scratch memory counts, too.
 
     Returns:
         the same model, or another one where strips are used.
@@ -64,11 +68,12 @@ def fit_memory(model: schema.ModelT, ram_kib: float | None = None) -> schema.Mod
     strip_names(model)
     reorder(model)
     if ram_kib is None:
-        plan(model)
+        plan(model, runtime=runtime)
         return model
     arena = int(ram_kib * 1024)
-    room = arena - persistent_bytes(model)
-    return model if plan(model, room) <= room else _in_strips(model, arena)
+    room = arena - persistent_bytes(model, runtime)
+    fits = plan(model, room, runtime=runtime) <= room
+    return model if fits else _in_strips(model, arena, runtime)
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,14 @@ class _Choice:
     arena: int
 
 
-def _in_strips(model, arena):
+def _in_strips(model, arena, runtime):
     """A copy of an ordered model that takes at most so many bytes of arena.
 
     Choices are tried from the one that adds the least work. The bytes alive say only roughly what
     the plan will take.
     """
-    profile, persistent = memory_profile(model), persistent_bytes(model)
-    choices = _choices(model, profile, persistent, arena)
+    profile, persistent = memory_profile(model, runtime), persistent_bytes(model, runtime)
+    choices = _choices(model, profile, arena, runtime)
     least_estimated = min((choice.arena for choice in choices), default=profile.peak + persistent)
     least_planned = math.inf
     slack = 0
@@ -97,8 +102,8 @@ def _in_strips(model, arena):
         attempt = copy.deepcopy(model)
         strips.apply(attempt, choice.parts)
         strip_names(attempt)
-        room = arena - persistent_bytes(attempt)
-        excess = plan(attempt, room) - room
+        room = arena - persistent_bytes(attempt, runtime)
+        excess = plan(attempt, room, runtime=runtime) - room
         if excess <= 0:
             return attempt
         slack = arena - choice.arena + excess // 4  # only one that leaves more room is worth a try
@@ -109,17 +114,16 @@ def _in_strips(model, arena):
     )
 
 
-def _choices(model, profile, persistent, arena):
+def _choices(model, profile, arena, runtime):
     """The best choices of strips for many limits of the bytes alive.
 
     Fewer bytes alive ask for more operators, whose persistent allocations take bytes as well. So
     the lowest limit need not give the smallest arena, and all are tried.
     """
+    persistent = persistent_bytes(model, runtime)
     is_hot = [live > HOT * (arena - persistent) for live in profile.live]
     starts, stops = _borders(profile)
-    found = strips.candidates(
-        model, starts, stops, is_hot, lambda operator: operator_persistent_bytes(model, operator)
-    )
+    found = strips.candidates(model, starts, stops, is_hot, runtime)
     choices = {}
     for limit in np.linspace(0, profile.peak, LIMITS):
         for weight in PERSISTENT_WEIGHTS:

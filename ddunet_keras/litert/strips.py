@@ -28,12 +28,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ddunet_keras.litert.memory import Runtime, operator_persistent_bytes
 from ddunet_keras.litert.model import (
     add_constant,
     add_operator,
@@ -70,12 +71,13 @@ def _work(model, operator):
     return WORK_OF_A_BYTE * count
 
 
-def _peak(graph, region, strips):
+def _peak(model, region, strips, runtime):
     """Most bytes alive while the strips run."""
+    graph = model.subgraphs[0]
     sizes = {index: row_bytes(graph, index) for index in region.scales}
     highest = max(strips, key=lambda strip: strip.high - strip.low)
     around = max(_bytes_around(region, sizes, strip) for strip in strips)
-    return region.held + around + _peak_within(graph, region, sizes, highest)
+    return region.held + around + _peak_within(model, region, sizes, highest, runtime)
 
 
 def _bytes_around(region, sizes, strip):
@@ -89,8 +91,9 @@ def _bytes_around(region, sizes, strip):
     return total
 
 
-def _peak_within(graph, region, sizes, strip):
+def _peak_within(model, region, sizes, strip, runtime):
     """Most bytes of what one strip computes itself; `sizes` are bytes of a row."""
+    graph = model.subgraphs[0]
     last_consumer = {i: n for n in region.members for i in graph.operators[n].inputs}
 
     def computed_bytes(index):
@@ -105,12 +108,21 @@ def _peak_within(graph, region, sizes, strip):
         live += computed_bytes(target)
         if target in region.outputs:
             live += sizes[target] * region.given_rows(target, strip)
-        peak = max(peak, live)
+        peak = max(peak, live + _scratch(model, region, operator, strip, runtime))
         for index in {target, *operator.inputs}:
             is_own = index in sizes and index not in region.inputs
             if is_own and last_consumer.get(index, number) == number:
                 live -= computed_bytes(index)
     return peak
+
+
+def _scratch(model, region, operator, strip, runtime):
+    """Bytes of scratch memory of an operator in a strip."""
+    source, target = operator.inputs[0], operator.outputs[0]
+    if source not in region.scales:
+        return runtime.scratch_bytes(model, operator)
+    rows = region.computed_rows(source, strip), region.computed_rows(target, strip)
+    return runtime.scratch_bytes(model, operator, rows)
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ def candidates(
     starts: Iterable[int],
     stops: Sequence[int],
     is_hot: Sequence[bool],
-    persistent_bytes: Callable[[schema.OperatorT], int],
+    runtime: Runtime,
 ) -> list[Candidate]:
     """All ways to run a part of a model in strips.
 
@@ -148,7 +160,7 @@ def candidates(
         starts: positions in the list of operators at which a part may begin.
         stops: positions at which it may end.
         is_hot: for each operator, whether too much is alive there; a part without one is of no use.
-        persistent_bytes: gives the bytes of an operator's persistent allocations.
+        runtime: the TFLM whose persistent allocations and scratch memory count.
     """
     graph = model.subgraphs[0]
     dependencies = [row_dependency(model, operator) for operator in graph.operators]
@@ -162,16 +174,16 @@ def candidates(
             region = find_region(graph, start, stop, dependencies)
             if region is None:
                 break  # whatever is longer has the same operator in its way
-            found += _candidates_of_region(model, start, stop, region, persistent_bytes)
+            found += _candidates_of_region(model, start, stop, region, runtime)
     return found
 
 
-def _candidates_of_region(model, start, stop, region, persistent_bytes):
+def _candidates_of_region(model, start, stop, region, runtime):
     """A region in rising numbers of strips, where more of them take less memory."""
     graph = model.subgraphs[0]
     operators = [graph.operators[number] for number in region.members]
     region_work = sum(_work(model, operator) for operator in operators)
-    persistent = sum(persistent_bytes(operator) for operator in operators)
+    persistent = sum(operator_persistent_bytes(model, op, runtime) for op in operators)
     input_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.inputs)
     output_bytes = sum(tensor_bytes(graph.tensors[index]) for index in region.outputs)
     # an input is cut once; what an output consists of is cut and joined
@@ -182,7 +194,7 @@ def _candidates_of_region(model, start, stop, region, persistent_bytes):
         strips = divide(graph, region, count)
         if not strips:
             break
-        peak = _peak(graph, region, strips)
+        peak = _peak(model, region, strips, runtime)
         if peak < least:
             rows = sum(strip.high - strip.low for strip in strips) / region.height
             extra_work = int(region_work * (rows - 1) + copying * rows)
