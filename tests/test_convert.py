@@ -186,7 +186,10 @@ def test_float_files(precision, model, photos, tmp_path):
         ({"size": (32, 40)}, "size=(32, 40)"),
         ({"target": "esp"}, "received: target='esp'"),
         ({"precision": "int4"}, "received: precision='int4'"),
-        ({"target": "cpu", "ram": 300}, "for targets tflm and esp32s3. received: target='cpu'"),
+        (
+            {"target": "cpu", "ram": 300},
+            "for targets tflm, cortex-m, esp32s3. received: target='cpu'",
+        ),
         ({"target": "cpu", "c_array": "x"}, "for targets tflm"),
         ({"precision": "float16", "qat_epochs": 1}, "are for int8"),
         ({"c_array": "x", "io": "uint8"}, "for files with int8 input and output"),

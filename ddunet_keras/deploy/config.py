@@ -43,7 +43,8 @@ class Target:
 
 TARGETS = {
     "tflm": Target("portable", "int8", "any microcontroller, with TensorFlow Lite Micro"),
-    "esp32s3": Target("portable", "int8", "ESP32-S3, with TFLM and ESP-NN, ESP-IDF's default"),
+    "cortex-m": Target("microcontroller", "int8", "Cortex-M, with TFLM and CMSIS-NN"),
+    "esp32s3": Target("microcontroller", "int8", "ESP32-S3, with TFLM and ESP-NN"),
     "ethos-u": Target("portable", "int8", "input of Arm's Vela compiler"),
     "edgetpu": Target("portable", "uint8", "input of Coral's Edge TPU compiler"),
     "android": Target("xnnpack", "uint8", "MediaPipe's ImageSegmenter"),
@@ -51,7 +52,7 @@ TARGETS = {
 }
 """Name -> what it asks for. Which rewriting passes it gets stands in `passes.PASSES`."""
 
-TFLM_TARGETS = ("tflm", "esp32s3")
+TFLM_TARGETS = ("tflm", "cortex-m", "esp32s3")
 """Targets whose files TensorFlow Lite Micro (TFLM) runs as they are."""
 
 
@@ -105,11 +106,11 @@ class ConversionConfig:
     ram: int | None = setting(
         POSITIVE,
         None,
-        help="tflm, esp32s3: KiB that the arena may take; large stages then run in strips",
+        help="targets of TFLM: KiB that the arena may take; large stages then run in strips",
         metavar="KIB",
     )
     c_array: Path | None = setting(
-        PATH, None, help="tflm, esp32s3: folder for the file as C sources", metavar="DIR"
+        PATH, None, help="targets of TFLM: folder for the file as C sources", metavar="DIR"
     )
     debug: bool = setting(FLAG, False, help="show the error of each layer")
     inspect: bool = setting(FLAG, True, help="report without Vela, TFLM and latency")
@@ -135,7 +136,7 @@ class ConversionConfig:
     def _check_combinations(self):
         if (self.ram or self.c_array) and self.target not in TFLM_TARGETS:
             raise ValueError(
-                f"`ram` and `c_array` are for targets {' and '.join(TFLM_TARGETS)}. "
+                f"`ram` and `c_array` are for targets {', '.join(TFLM_TARGETS)}. "
                 f"Received: target={self.target!r}"
             )
         if self.c_array and self.io != "int8":

@@ -17,7 +17,7 @@ import numpy as np
 from ddunet_keras import __version__
 from ddunet_keras.deploy.bias_correction import center_threshold, correct_biases
 from ddunet_keras.deploy.calibrate import Photos, evenly_spaced
-from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.config import TFLM_TARGETS, ConversionConfig
 from ddunet_keras.deploy.equalization import channel_factors
 from ddunet_keras.deploy.export import with_label_file, write_c_array
 from ddunet_keras.deploy.graph import build_graph, check_graph
@@ -45,7 +45,7 @@ from ddunet_keras.model import DDUNet
 STATISTICS_PHOTOS = 64
 """Calibration photos for what is a mean over photos: equalization and bias correction."""
 
-NETWORK_TARGETS = ("tflm", "esp32s3", "cpu")
+NETWORK_TARGETS = (*TFLM_TARGETS, "cpu")
 """Targets of networks other than DDUNet."""
 
 COMPARED_PHOTOS = 4

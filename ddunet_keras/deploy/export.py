@@ -26,7 +26,14 @@ from ddunet_keras.sky import class_names
 
 # === C sources for TensorFlow Lite Micro ===
 
-_ADD = {"BATCH_MATMUL": "BatchMatMul", "PADV2": "PadV2", "CUMSUM": "CumSum", "ethos-u": "EthosU"}
+_ADD = {
+    "BATCH_MATMUL": "BatchMatMul",
+    "BATCH_TO_SPACE_ND": "BatchToSpaceNd",
+    "CUMSUM": "CumSum",
+    "PADV2": "PadV2",
+    "SPACE_TO_BATCH_ND": "SpaceToBatchNd",
+    "ethos-u": "EthosU",
+}
 
 _HEADER = """\
 /* Written by ddunet_keras {version}: do not edit, convert again. A segmenter of RGB photos for

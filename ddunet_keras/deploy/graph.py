@@ -66,9 +66,11 @@ class GraphForm:
 
 FORMS = {
     "portable": GraphForm("products", "pooled", halved_head=True, joined_channels=0),
+    "microcontroller": GraphForm("matmul", "pooled", halved_head=True, joined_channels=0),
     "xnnpack": GraphForm("matmul", "interleaved", halved_head=False, joined_channels=32),
 }
-"""Name -> form: "portable" for microcontrollers and NPUs, "xnnpack" for CPUs."""
+"""Name -> form: "portable" for any microcontroller and NPU, "microcontroller" for the CPUs of those
+whose kernels are known, "xnnpack" for LiteRT on larger ones."""
 
 
 def build_graph(

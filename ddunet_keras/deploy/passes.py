@@ -16,6 +16,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ddunet_keras.deploy.config import TFLM_TARGETS, ConversionConfig
 from ddunet_keras.deploy.export import set_mediapipe_metadata
 from ddunet_keras.litert.columns import merge_columns
+from ddunet_keras.litert.cost import CORES
+from ddunet_keras.litert.dilation import plain_depthwise
 from ddunet_keras.litert.esp_nn import ESP32_S3
 from ddunet_keras.litert.memory import HOST
 from ddunet_keras.litert.model import add_constant, operator_name
@@ -75,6 +77,14 @@ def _fit_memory(model, config):
     return fit_memory(model, config.ram, runtime)
 
 
+def _plain_depthwise(model, config):
+    if config.target == "esp32s3":
+        plain_depthwise(model, CORES["esp32-s3"], batched=True)
+    else:
+        plain_depthwise(model, CORES["cortex-m55"], batched=False)
+    return model
+
+
 def _merge_columns(model, config):
     merge_columns(model)
     return model
@@ -86,6 +96,14 @@ def _set_metadata(model, config):
 
 
 PASSES = (
+    Pass(
+        "writing dilated convolutions as plain ones",
+        "one subgraph with fixed shapes",
+        "dilated depthwise convolutions work on feature maps that were taken apart, where that "
+        "pays by the table of costs",
+        ("cortex-m", "esp32s3"),
+        _plain_depthwise,
+    ),
     Pass(
         "ordering the operators and planning the arena",
         "one subgraph with fixed shapes",

@@ -10,6 +10,7 @@ memory, arena_size          what lives in TFLM's arena, and when; the bytes that
 esp_nn                      the scratch memory of ESP-NN's kernels on an ESP32-S3
 cleanup, order, arena       passes: what no device reads, order of operators, plan of the arena
 rows, regions, strips       a pass: the largest stages in horizontal strips
+dilation                    a pass: dilated depthwise convolutions as plain ones
 schedule                    runs these passes so that a model fits into a given memory
 columns, packing,           a pass: columns of narrow feature maps packed for XNNPACK
 packing_cost

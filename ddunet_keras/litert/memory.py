@@ -356,6 +356,9 @@ PERSISTENT_KERNELS = {
     "RELU": 24,
     "LOGISTIC": 16,
     "SLICE": 16,
+    "RESHAPE": 0,
+    "SPACE_TO_BATCH_ND": 32,
+    "BATCH_TO_SPACE_ND": 16,
 }
 """What each kind of kernel keeps, with pointers of 8 bytes."""
 PERSISTENT_OTHER_KERNEL = 88
@@ -377,8 +380,8 @@ def operator_persistent_bytes(
     """Bytes of the persistent allocations of an operator and its output tensor."""
     name, pointer = operator_name(model, operator), runtime.pointer_bytes
     size = PERSISTENT_OPERATOR[pointer] + PERSISTENT_TENSOR[pointer]
-    size += PERSISTENT_KERNELS.get(name, PERSISTENT_OTHER_KERNEL)
-    size -= SHORT_POINTERS_SAVE[pointer]
+    kept = PERSISTENT_KERNELS.get(name, PERSISTENT_OTHER_KERNEL)
+    size += max(0, kept - SHORT_POINTERS_SAVE[pointer])
     if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
         size += PERSISTENT_CHANNEL * model.subgraphs[0].tensors[operator.outputs[0]].shape[-1]
     return size

@@ -19,6 +19,9 @@ MAX_STRIDE = 2**14
 large as a row is wide where neighbouring columns are merged."""
 
 
+MAX_SIDE = 2**16
+"""More rows or columns than any operator adds or cuts off."""
+
 MAX_SOFTMAX = 511
 """Most values of an int8 softmax: where 512 are alike, kernels shift by 32 bits and end the
 process."""
@@ -26,6 +29,37 @@ process."""
 
 def same(node: Node) -> list[list[int]]:
     return [node.shape(0)]
+
+
+def space_to_batch(node: Node) -> list[list[int]]:
+    batch, height, width, channels = node.shape(0)
+    block, added = _block_and_ends(node)
+    sides = [side + sum(ends) for side, ends in zip((height, width), added, strict=True)]
+    fits = not any(side % step for side, step in zip(sides, block, strict=True))
+    require(fits, f"its sides {sides} are no multiples of {block}")
+    rows, columns = (side // step for side, step in zip(sides, block, strict=True))
+    return [[batch * block[0] * block[1], rows, columns, channels]]
+
+
+def batch_to_space(node: Node) -> list[list[int]]:
+    batch, height, width, channels = node.shape(0)
+    block, cut = _block_and_ends(node)
+    require(batch % (block[0] * block[1]) == 0, f"its batch {batch} is not of {block}")
+    rows, columns = (
+        side * step - sum(ends)
+        for side, step, ends in zip((height, width), block, cut, strict=True)
+    )
+    require(rows > 0 and columns > 0, f"nothing is left of it by {cut}")
+    return [[batch // (block[0] * block[1]), rows, columns, channels]]
+
+
+def _block_and_ends(node):
+    """The block, and what is added or cut at both ends: of rows and of columns."""
+    block, ends = node.fixed(1), node.fixed(2)
+    require(block.shape == (2,) and ends.shape == (2, 2), "it is not of rows and columns")
+    fits = np.all((block > 0) & (block <= MAX_STRIDE)) and np.all((ends >= 0) & (ends < MAX_SIDE))
+    require(bool(fits), f"its block is {block.tolist()}, its ends {ends.tolist()}")
+    return block.tolist(), ends.tolist()
 
 
 def softmax(node: Node) -> list[list[int]]:

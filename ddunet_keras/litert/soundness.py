@@ -104,6 +104,7 @@ _NUMBERS = ("int8", "float32")
 _ANY = ("int8", "uint8", "int32", "bool", "float32")
 _UNARY, _BINARY = _each("T -> T", *_NUMBERS), _each("T T -> T", *_NUMBERS)
 _WITH_LIST = _each("T int32 -> T", *_NUMBERS)
+_WITH_LISTS = _each("T int32 int32 -> T", *_NUMBERS)
 _CASTS = tuple(f"{a} -> {b}" for a in ("bool", "int32") for b in ("int8", "uint8", "float32"))
 _QUANTIZATIONS = (
     "uint8 -> int8",
@@ -122,6 +123,7 @@ RULES = {
     "BATCH_MATMUL": Rule(
         _BINARY, shapes.matmul, rank=4, options="BatchMatMulOptions", scales="product"
     ),
+    "BATCH_TO_SPACE_ND": Rule(_WITH_LISTS, shapes.batch_to_space, rank=4, scales="same"),
     "CAST": Rule(_CASTS, shapes.same),
     "CONCATENATION": Rule(
         _each("T.. -> T", *_NUMBERS),
@@ -172,7 +174,8 @@ RULES = {
         options="ResizeNearestNeighborOptions",
         scales="same",
     ),
-    "SLICE": Rule(_each("T int32 int32 -> T", *_NUMBERS), shapes.cut, scales="same"),
+    "SLICE": Rule(_WITH_LISTS, shapes.cut, scales="same"),
+    "SPACE_TO_BATCH_ND": Rule(_WITH_LISTS, shapes.space_to_batch, rank=4, scales="same"),
     "SOFTMAX": Rule(_UNARY, shapes.softmax, options="SoftmaxOptions"),
     "SPLIT": Rule(
         _each("int32 T -> T..", *_NUMBERS),
