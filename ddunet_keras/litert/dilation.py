@@ -60,14 +60,16 @@ def plain_depthwise(model: schema.ModelT, core: Core, batched: bool) -> int:
         if not _is_dilated(model, graph, operator):
             rewritten.append(operator)
             continue
-        tensors = len(graph.tensors)
+        lengths = [len(part) for part in (graph.tensors, model.buffers, model.operatorCodes)]
         parts = _in_parts(model, graph, operator, batched)
         if _saved(model, graph, operator, parts, core) > 0:
             rewritten += parts
             count += 1
         else:
             rewritten.append(operator)
-            del graph.tensors[tensors:]
+            del graph.tensors[lengths[0] :]
+            del model.buffers[lengths[1] :]
+            del model.operatorCodes[lengths[2] :]
     graph.operators = rewritten
     return count
 
