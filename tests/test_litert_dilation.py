@@ -10,10 +10,17 @@ from ddunet_keras.litert.cost import CORES, instructions
 from ddunet_keras.litert.dilation import plain_depthwise
 from ddunet_keras.litert.esp_nn import ESP32_S3
 from ddunet_keras.litert.memory import HOST
-from ddunet_keras.litert.model import operator_name, read_tflite, write_tflite
+from ddunet_keras.litert.model import (
+    TFLiteError,
+    add_constant,
+    operator_name,
+    read_tflite,
+    write_tflite,
+)
 from ddunet_keras.litert.nodes import nodes
 from ddunet_keras.litert.run import run_tflm
 from ddunet_keras.litert.schedule import fit_memory
+from ddunet_keras.litert.soundness import check_sound
 
 FORMS = [("cortex-m55", False), ("esp32-s3", True)]
 
@@ -112,3 +119,35 @@ def test_the_arena_of_the_form_is_reckoned():
     size = arena_size(model, HOST)
     assert size.head == taken["head"]
     assert 0 <= size.tail - taken["tail"] < 0.1 * taken["tail"]
+
+
+def rewritten():
+    model = read_tflite(dilated((33, 64)))
+    plain_depthwise(model, CORES["esp32-s3"], batched=True)
+    return model
+
+
+def test_the_form_is_sound():
+    check_sound(rewritten())
+
+
+@pytest.mark.parametrize("kind", ["SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"])
+@pytest.mark.parametrize(
+    ("place", "values", "words"),
+    [
+        (1, [0, 2], "its block is"),
+        (1, [2**30, 2**30], "its block is"),
+        (1, [2, 3], "no multiples|not of|output has shape"),
+        (2, [[0, -1], [0, 0]], "its ends"),
+        (2, [[0, 2**16], [0, 0]], "its ends"),
+        (2, [[0, 1], [0, 1]], "no multiples|output has shape"),
+        (2, [[0, 60000], [0, 0]], "output has shape|nothing is left"),
+    ],
+)
+def test_crafted_blocks_are_refused(kind, place, values, words):
+    model = rewritten()
+    graph = model.subgraphs[0]
+    operator = graph.operators[kinds(model).index(kind)]
+    operator.inputs[place] = add_constant(model, graph, np.array(values, np.int32))
+    with pytest.raises(TFLiteError, match=words):
+        check_sound(model)
