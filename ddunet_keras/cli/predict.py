@@ -89,7 +89,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
         good = len(photos) - failed - (0 if arguments.force else unusable)
         what = "masks and overlays" if arguments.overlay else "masks"
         of = "1 photo" if good == 1 else f"{good} photos"
-        print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
+        pictures = f", {what} of {of}" if good else ""
+        print(f"wrote {arguments.out}: predictions.json{pictures}")
         if left_out:
             print(left_out)
     if failed:
@@ -180,7 +181,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         type=Path,
         default=Path("predictions"),
         metavar="DIR",
-        help="folder for masks, overlays and predictions.json",
+        help="folder for masks, overlays and predictions.json, which replace earlier ones",
     )
     option(
         "--threads",
