@@ -16,7 +16,7 @@ from ddunet_keras.data.synthetic import write_synthetic
 from ddunet_keras.deploy import convert as module
 from ddunet_keras.deploy import verify
 from ddunet_keras.deploy.calibrate import calibration_images, labelled_photos, unlabelled_photos
-from ddunet_keras.deploy.config import ConversionConfig
+from ddunet_keras.deploy.config import TFLM_TARGETS, ConversionConfig
 from ddunet_keras.deploy.convert import ConversionError, convert
 from ddunet_keras.files import DataError, WriteError
 from ddunet_keras.segmenter import Segmenter
@@ -137,11 +137,11 @@ def test_photos_without_masks_are_divided(skies):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["tflm", "edgetpu", "android"])
+@pytest.mark.parametrize("target", ["tflm", "esp32s3", "edgetpu", "android"])
 def test_every_target_is_written_with_its_report(target, model, photos, tmp_path):
     out = tmp_path / "sky.tflite"
     steps = []
-    arrays = tmp_path / "firmware" if target == "tflm" else None
+    arrays = tmp_path / "firmware" if target in TFLM_TARGETS else None
     result = convert(
         model,
         photos,
@@ -158,7 +158,7 @@ def test_every_target_is_written_with_its_report(target, model, photos, tmp_path
     assert "TFLM equals the reference kernels" in said
     assert ("rewriting the file changes nothing" in said) == (target != "edgetpu")
     assert read_image(out.with_suffix(".png")).shape[1] > 300
-    if target == "tflm":
+    if target in TFLM_TARGETS:
         assert sorted(path.suffix for path in arrays.iterdir()) == [".c", ".h"]
     photo = photos.test[0]
     difference = Segmenter(out).predict_probabilities(photo)

@@ -8,7 +8,7 @@ import pytest
 
 from ddunet_keras.deploy import graph
 from ddunet_keras.deploy.equalization import channel_factors
-from ddunet_keras.deploy.graph import build_graph, check_graph
+from ddunet_keras.deploy.graph import FORMS, build_graph, check_graph
 from ddunet_keras.model import DDUNet
 
 SIZE = (32, 48)
@@ -39,6 +39,7 @@ def model():
         ("xnnpack", {"upsampling": "align_corners"}),
         ("xnnpack", {"num_classes": 3}),
         ("portable", {"num_classes": 3}),
+        ("microcontroller", {"num_classes": 3}),
         ("portable", {"variant": "dmsc", "num_classes": 3}),
         ("portable", {"variant": "baseline"}),
         ("xnnpack", {"variant": "baseline"}),
@@ -69,7 +70,7 @@ def test_equalization_changes_channels_but_not_the_output(model):
     photos = np.random.default_rng(1).integers(0, 256, (8, *SIZE, 3), "uint8")
     factors = channel_factors(model, photos)
     assert any(np.ptp(values) > 0.5 for values in factors.values())
-    for form in ("portable", "xnnpack"):
+    for form in FORMS:
         assert check_graph(model, SIZE, form, factors) <= 1e-5
 
     def peaks(factors):

@@ -32,7 +32,7 @@ SIZES = (
     (256, 256),
     (304, 304),
 )
-TARGETS = ("tflm", "ethos-u", "edgetpu", "android", "cpu")
+TARGETS = ("tflm", "cortex-m", "esp32s3", "ethos-u", "edgetpu", "android", "cpu")
 CALIBRATION_PHOTOS = 16
 """The checks hold with so few photos, and a sweep is long."""
 
