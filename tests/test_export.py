@@ -1,6 +1,9 @@
 import io
+import json
 import re
+import sys
 import zipfile
+from pathlib import Path
 
 import flatbuffers
 import numpy as np
@@ -9,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from c_sources import STRICT, needs_gcc, run
 from tiny_tflite import gray_photo, tiny_tflite
 
+from ddunet_keras.cli import main
 from ddunet_keras.deploy.export import (
     LABELS_FILE,
     set_mediapipe_metadata,
@@ -17,6 +21,7 @@ from ddunet_keras.deploy.export import (
 )
 from ddunet_keras.files import DataError
 from ddunet_keras.litert.model import read_tflite, write_tflite
+from ddunet_keras.litert.run import measure_arena
 
 
 def constants(header):
@@ -75,13 +80,63 @@ def test_every_operator_is_registered_once(tmp_path):
     assert constants(header)["DDUNET_MODEL_OPERATORS"] == "4"
 
 
+SHIPPED = Path(__file__).parents[1] / "tflite" / "models"
+
+
+def test_the_arena_of_a_shipped_file_is_what_tflm_takes(tmp_path):
+    header, _ = write_c_array(SHIPPED / "ddunet_c4_96.tflite", tmp_path)
+    on_esp32s3, elsewhere = (
+        int(value) for value in re.findall(r"ARENA_BYTES (\d+)", header.read_text())
+    )
+    taken = measure_arena((SHIPPED / "ddunet_c4_96.tflite").read_bytes())["total"]
+    assert taken <= elsewhere <= 1.01 * taken
+    assert on_esp32s3 > 1.5 * elsewhere  # ../shared/MCU.md: 444,852 for 272,592
+
+
+BASE_INSTALL = """
+import sys
+for name in ("tensorflow", "keras", "tensorflow_model_optimization", "matplotlib", "tflite_micro",
+             "ethosu"):
+    sys.modules[name] = None  # as if it was not installed
+from ddunet_keras.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_command_writes_c_sources_with_the_base_install(tmp_path):
+    command = [sys.executable, "-c", BASE_INSTALL, "inspect", SHIPPED / "ddunet_c4_96.tflite"]
+    done = run(*command, "--json", "--c-array", tmp_path / "firmware")
+    assert json.loads(done.stdout)["operators"]["CONV_2D"] > 0
+    assert "wrote" in done.stderr.decode()
+    for path in write_c_array(SHIPPED / "ddunet_c4_96.tflite", tmp_path):
+        assert (tmp_path / "firmware" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (None, "no such file"),
+        (b"nothing", "not a .tflite file"),
+        (tiny_tflite(io="uint8"), "int8 input and output"),
+    ],
+)
+def test_the_command_says_why_there_are_no_c_sources(tmp_path, capsys, file, words):
+    path = tmp_path / "file.tflite"
+    if file is not None:
+        path.write_bytes(file)
+    assert main(["inspect", str(path), "--c-array", str(tmp_path / "firmware")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and words in err and err.count("\n") == 1
+    assert not (tmp_path / "firmware").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
         ({"name": "2nd"}, "identifier"),
         ({"name": "a b"}, "identifier"),
         ({"arena_bytes": 0}, "arena_bytes"),
-        ({"arena_bytes": None}, "arena_bytes"),
+        ({"arena_bytes": 1.5}, "arena_bytes"),
         ({"data": tiny_tflite(io="uint8")}, "int8"),
         ({"data": tiny_tflite(io="float32")}, "int8"),
         ({"data": b"nothing"}, "tflite"),
