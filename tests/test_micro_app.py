@@ -228,7 +228,7 @@ def test_the_arduino_sketch_compiles(project, tmp_path):
     (tmp_path / "board.c").write_text(
         '#include "board.h"\n'
         "int board_capture(sky_input *input) { return input->width == 0; }\n"
-        "void board_show(uint8_t *m, uint32_t w, uint32_t h, const sky_cover *c)\n"
+        "void board_show(const uint8_t *m, uint32_t w, uint32_t h, const sky_cover *c)\n"
         "{ (void)m, (void)w, (void)h, (void)c; }\n"
         "static int count = 0;\n"
         "void board_cannot_tell(const char *r) { count += r[0] == 'n'; }\n"
