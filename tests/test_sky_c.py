@@ -10,7 +10,11 @@ import pytest
 from c_sources import MICRO, SANITIZE, STRICT, needs_gcc, run
 from PIL import Image
 
+from ddunet_keras.data.datasets import open_dataset
+from ddunet_keras.data.splits import Split
 from ddunet_keras.files import IGNORE
+from ddunet_keras.presets import WEIGHTS
+from ddunet_keras.segmenter import Segmenter
 from ddunet_keras.sky import blacken, cloud_cover
 from ddunet_keras.sky.quality import find_flaw
 
@@ -362,3 +366,47 @@ def test_a_mask_is_a_pgm_file(sky, tmp_path, shape):
         mask = np.random.default_rng(0).choice(np.array([0, 128, 255], np.uint8), shape)
         (tmp_path / "mask.pgm").write_bytes(header.raw[:length] + mask.tobytes())
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.pgm")), mask)
+
+
+# --- real photos
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["ddunet_c4_96", "ddunet_c8_128"])
+@pytest.mark.parametrize("kind", [RGB888, RGB565_BIG_ENDIAN])
+def test_photos_score_as_they_do_in_python(shrink, shared, kind, name):
+    """The `date` test photos as frames of 320x240: accuracy and MIoU within .2 points."""
+    dataset = open_dataset(shared / "data" / "swinyseg-base")
+    split = Split.load(WEIGHTS / name.rpartition("_")[0] / "split.json")
+    segmenter = Segmenter(MICRO.parent / "models" / f"{name}.tflite", threads=1)
+    height, width, _ = segmenter.image_shape
+    frames, seen, clouds = [], [], []
+    for sample in map(dataset.find, split.test):
+        photo, mask = dataset.load(sample)
+        resized = Image.fromarray(photo).resize((320, 240), Image.Resampling.BILINEAR)
+        frame = np.asarray(resized)
+        sent = frame if kind == RGB888 else packed565(frame, kind)
+        frames.append((kind, sent, (width, height)))
+        seen.append(frame if kind == RGB888 else spread565(frame))
+        clouds.append(mask == 1)
+    inputs = [values.astype(np.uint8) for values in shrink(frames)]
+    on_board, in_python = (
+        100 * np.mean([score(segmenter, *pair) for pair in zip(images, clouds, strict=True)], 0)
+        for images in (inputs, seen)
+    )
+    print(f"{name}, format {kind}: {on_board.round(2)}, in Python {in_python.round(2)}")
+    assert len(frames) == 168
+    assert (abs(on_board - in_python) < 0.2).all()
+
+
+def score(segmenter, image, cloud):
+    """Accuracy and MIoU of one photo at the size of its mask."""
+    probabilities = Image.fromarray(segmenter.predict_probabilities(image))
+    height, width = cloud.shape
+    found = np.asarray(probabilities.resize((width, height), Image.Resampling.BILINEAR)) >= 0.5
+    ious = [
+        (found & cloud).sum() / max((found | cloud).sum(), 1),
+        (~found & ~cloud).sum() / max((~found | ~cloud).sum(), 1),
+    ]
+    return (found == cloud).mean(), np.mean(ious)
