@@ -59,14 +59,16 @@ def build(project, folder, camera="S3_EYE", **settings):
     definitions = cmake_words("target_compile_definitions")[2:]
     includes = [word for path in (folder, project, MAIN, MICRO) for word in ("-I", path)]
     flags = ["-Wall", "-Wextra", "-Werror", *SANITIZE, *includes]
-    flags += [f"-D{name}" for name in definitions] + cmake_words("target_compile_options")[2:]
+    flags += [f"-D{name}" for name in definitions]
+    special, _, _, options = cmake_words("set_source_files_properties")
     objects = [folder / "page.html.o"]
     run("ld", "-r", "-b", "binary", words[words.index("EMBED_FILES") + 1], "-o", *objects, cwd=MAIN)
     for name in [*sources, STUBS / "stub.c"]:
         source = project / name if (project / name).exists() else MAIN / name
         standard = ["g++", "-std=gnu++17"] if source.suffix == ".cc" else ["gcc", "-std=gnu17"]
         objects.append(folder / f"{source.name}.o")
-        run(*standard, *flags, "-c", source, "-o", objects[-1])
+        more = options.split(";") if str(source) == special else []
+        run(*standard, *flags, *more, "-c", source, "-o", objects[-1])
     program = folder / "sky"
     run("g++", *SANITIZE, *objects, "-z", "noexecstack", "-o", program)
     return program

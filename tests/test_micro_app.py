@@ -4,7 +4,6 @@ The stand-in's network gives the mean of a pixel's channels (see `data/tflm_stub
 environment variable TFLM names TFLM's own sources, with its library built, those are used as well.
 """
 
-import io
 import math
 import os
 import re
@@ -13,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from c_sources import MICRO, SANITIZE, STRICT, TFLITE, needs_gcc, run
 from PIL import Image
 from tiny_tflite import gray_photo, tiny_tflite
 
 from ddunet_keras.deploy.export import write_c_array
+from ddunet_keras.litert.model import operator_name, read_tflite
 from ddunet_keras.sky import cloud_cover
 from ddunet_keras.sky.horizon_array import write_horizon_array
 
@@ -192,31 +193,60 @@ def readme_lines():
     return block
 
 
+def expected_mask(file, photo, library):
+    """What the stand-in makes of a gray photo of the file's size; or LiteRT's reference kernels."""
+    if library == "stand-in":
+        return photo[..., 0] >= 128
+    interpreter = Interpreter(
+        model_path=str(file), experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+    )
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.set_tensor(given["index"], (photo[None].astype(int) - 128).astype(np.int8))
+    interpreter.invoke()
+    return interpreter.get_tensor(result["index"])[0, :, :, 0] >= 0
+
+
 @pytest.mark.parametrize("library", ["stand-in", "TFLM"])
-def test_the_line_of_the_readme_builds_it(project, tmp_path, library):
-    """As a user runs it, in the repository, with a network's sources in firmware/."""
+def test_the_line_of_the_readme_builds_a_shipped_file(project, tmp_path, library):
+    """As a user runs it, in the repository, with the file's sources in firmware/."""
     environment = dict(os.environ)
     if library == "stand-in":
-        empty = tmp_path / "tflm" / "libtflm.a"
-        empty.parent.mkdir()
+        empty = tmp_path / "libtflm.a"
         run("ar", "rc", empty)
         environment |= {"TFLM": str(project), "TFLM_LIBRARY": str(empty)}
     elif "TFLM" not in os.environ:
-        pytest.skip("TFLM names no sources of TensorFlow Lite Micro")
-    shutil.copytree(MICRO, tmp_path / "tflite" / "micro")
-    shutil.copytree(project, tmp_path / "firmware", ignore=shutil.ignore_patterns("tensorflow"))
-    block = readme_lines()
-    run("bash", "-euc", block.split("ffmpeg")[0], cwd=tmp_path, env=environment)
-    photo = gray_photo(SIZE)
-    done = run(tmp_path / "sky", input=ppm(photo))
-    (mask,) = pgm(done.stdout, SIZE)
-    np.testing.assert_array_equal(mask, (photo[..., 0] >= 128) * 255)
+        pytest.skip("the variable TFLM names no sources of TensorFlow Lite Micro")
+    file = TFLITE / "models" / "ddunet_c4_96.tflite"
+    write_c_array(file, tmp_path / "firmware")
+    (tmp_path / "tflite").symlink_to(TFLITE)
+    build_line, ffmpeg_line = readme_lines().split("ffmpeg")
+    run("bash", "-euc", build_line, cwd=tmp_path, env=environment)
+
+    photo = gray_photo((96, 96))
+    frame = np.kron(photo, np.ones((3, 2, 1), np.uint8))
+    (mask,) = pgm(run(tmp_path / "sky", input=ppm(frame)).stdout, (96, 96))
+    np.testing.assert_array_equal(mask, expected_mask(file, photo, library) * 255)
     if shutil.which("ffmpeg"):
-        data = io.BytesIO()
-        Image.fromarray(np.kron(photo, np.ones((20, 15, 1), np.uint8))).save(data, "PNG")
-        (tmp_path / "sky.jpg").write_bytes(data.getvalue())
-        run("bash", "-euc", "ffmpeg" + block.split("ffmpeg")[1], cwd=tmp_path)
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.pgm")), mask)
+        Image.fromarray(frame).save(tmp_path / "sky.jpg")
+        run("bash", "-euc", "ffmpeg" + ffmpeg_line, cwd=tmp_path)
+        assert Image.open(tmp_path / "mask.pgm").size == (96, 96)
+
+
+def test_the_readme_names_the_newest_operator_versions():
+    text = (TFLITE / "README.md").read_text()
+    (named,) = re.findall(r"need (.+?) in version 3, all other operators in\s+version 2", text)
+    versions = {}
+    for file in (TFLITE / "models").glob("*.tflite"):
+        model = read_tflite(file)
+        for operator in model.subgraphs[0].operators:
+            version = model.operatorCodes[operator.opcodeIndex].version
+            name = operator_name(model, operator)
+            versions[name] = max(version, versions.get(name, 1))
+    assert {name for name, version in versions.items() if version > 2} == set(
+        re.split(", | and ", named)
+    )
+    assert max(versions.values()) == 3 and "FULLY_CONNECTED" not in versions
 
 
 def test_the_arduino_sketch_compiles(project, tmp_path):

@@ -91,6 +91,7 @@ class MicroMutableOpResolver : public MicroOpResolver {
   TfLiteStatus Add##name() { return ++count_ <= tOpCount ? kTfLiteOk : kTfLiteError; }
   STUB_ADD(Add)
   STUB_ADD(ArgMax)
+  STUB_ADD(AveragePool2D)
   STUB_ADD(BatchMatMul)
   STUB_ADD(Cast)
   STUB_ADD(Concatenation)
