@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_sources import MICRO, SANITIZE, TFLITE, needs_gcc, run
-from test_micro_app import said, stand_in
+from c_sources import MICRO, SANITIZE, TFLITE, needs_gcc, run, said, stand_in
 from tiny_tflite import gray_photo, tiny_tflite
 
 from ddunet_keras.deploy.export import write_c_array

@@ -8,12 +8,11 @@ import math
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from c_sources import MICRO, SANITIZE, STRICT, TFLITE, needs_gcc, run
+from c_sources import MICRO, SANITIZE, STRICT, TFLITE, needs_gcc, run, said, stand_in
 from PIL import Image
 from tiny_tflite import gray_photo, tiny_tflite
 
@@ -25,15 +24,6 @@ from ddunet_keras.sky.horizon_array import write_horizon_array
 pytestmark = needs_gcc
 
 SIZE = (16, 32)
-STUB = Path(__file__).parent / "data" / "tflm_stub.h"
-
-
-def stand_in(folder):
-    """A folder of headers by TFLM's names, which include the stand-in."""
-    for header in re.findall(r'#include "(tensorflow/.+)"', (MICRO / "sky_app.cc").read_text()):
-        (folder / header).parent.mkdir(parents=True, exist_ok=True)
-        (folder / header).write_text(f'#include "{STUB}"\n')
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +74,6 @@ def pgm(data, shape):
     parts = data.split(header)
     assert parts[0] == b""
     return [np.frombuffer(part, np.uint8).reshape(shape) for part in parts[1:]]
-
-
-def said(cover):
-    tenths = math.floor(1000 * cover.fraction + 0.5) / 10
-    return f"cloud cover {tenths} %, {cover.okta} okta"
 
 
 READY = f"sky: 32 x 16 pixels, {4 * 512} of {4 * 512} bytes of the arena in use"
