@@ -21,7 +21,7 @@ int board_capture(sky_input *input);
 void board_show(const uint8_t *mask, uint32_t width, uint32_t height, const sky_cover *cover);
 
 /* Takes, in a few words, why there is no result: "black", "saturated", "flat colour", "no frame",
-   "the network failed". */
+   "the network failed", "not set up". */
 void board_cannot_tell(const char *reason);
 
 #ifdef __cplusplus
