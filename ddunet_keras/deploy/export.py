@@ -37,7 +37,7 @@ _ADD = {
 
 _HEADER = """\
 /* Written by ddunet_keras {version}: do not edit, convert again. A segmenter of RGB photos for
-   TensorFlow Lite Micro; tflite/micro/main.cc shows its use. */
+   TensorFlow Lite Micro; tflite/micro/sky_app.cc shows its use. */
 #ifndef {macro}_H_
 #define {macro}_H_
 
@@ -116,7 +116,7 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
 
     `NAME.h` has the array's declaration and, as constants, the sizes, scales and zero points of
     input and output, the arena's size and the operators to register; `NAME.c` has the array.
-    `tflite/micro/main.cc` is an application that uses both under their default name.
+    `tflite/micro/sky_app.cc` is an application that uses both under their default name.
 
     Args:
         data: path or bytes of a `.tflite` file with int8 input and output.
