@@ -89,7 +89,7 @@ def test_the_arena_of_a_shipped_file_is_what_tflm_takes(tmp_path):
         int(value) for value in re.findall(r"ARENA_BYTES (\d+)", header.read_text())
     )
     taken = measure_arena((SHIPPED / "ddunet_c4_96.tflite").read_bytes())["total"]
-    assert taken <= elsewhere <= 1.01 * taken
+    assert taken <= elsewhere <= 1.02 * taken
     assert on_esp32s3 > 1.5 * elsewhere  # ../shared/MCU.md: 444,852 for 272,592
 
 

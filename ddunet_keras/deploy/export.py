@@ -108,7 +108,7 @@ const size_t {name}_size = sizeof({name});
 
 
 ARENA_MARGIN = 1.01
-"""The arena of an ESP32-S3 is reckoned, not measured: by so much more than the reckoning."""
+"""By so much more an arena is than it is reckoned, where it was not measured."""
 
 
 def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[Path, Path]:
@@ -157,7 +157,7 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
     middle = {"probability": 0.5, "logits": 0.0, "mask": 1.0}[kind]
     names = sorted(set(_resolver_methods(model)))
     if arena_bytes is None:
-        arena_bytes = arena_size(model).total
+        arena_bytes = int(arena_size(model).total * ARENA_MARGIN)
     arena_esp32s3 = int(arena_size(model, ESP32_S3).total * ARENA_MARGIN)
     header = _HEADER.format(
         version=__version__,

@@ -356,7 +356,7 @@ PERSISTENT_KERNELS = {
     "RELU": 24,
     "LOGISTIC": 16,
     "SLICE": 16,
-    "RESHAPE": 16,
+    "RESHAPE": 24,
     "SPACE_TO_BATCH_ND": 32,
     "BATCH_TO_SPACE_ND": 16,
 }
