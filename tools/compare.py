@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare_steps import INT8_FILES, convert_run, count_macs, score_run
+from compare_steps import INT8_FILES, convert_run, score_run
 from compare_table import comparison_markdown, plot_comparison
 
 from ddunet_keras.camera_scores import open_camera
@@ -191,16 +191,12 @@ def do_run(config: Comparison, name: str, seed: int) -> dict[str, Any]:
     folder = config.out / f"{name}_{seed}"
     log(f"{folder.name}: training")
     record = train_run(config, name, seed, folder)
-    asked: dict[str, Any] = {"size": config.size}
-    macs = remembered(folder / "macs.json", asked, count_macs, folder, config.size)
-    asked = {**asked, "data": config.data.name, "verify": config.verify}
-    int8 = {}
-    for target in INT8_FILES:
-        log(f"{folder.name}: converting for {target}")
-        arguments = (folder, config.data, config.size, target, config.verify)
-        int8[target] = remembered(folder / f"int8_{target}.json", asked, convert_run, *arguments)
+    log(f"{folder.name}: converting")
+    asked: dict[str, Any] = {"size": config.size, "verify": config.verify}
+    arguments: tuple = (folder, config.data, config.size, config.verify)
+    converted = remembered(folder / "converted.json", asked, convert_run, *arguments)
     log(f"{folder.name}: scoring")
-    asked = {**asked, **config.describe()}
+    asked |= config.describe()
     arguments = (folder, config.data, config.whole_sky, config.cameras)
     scores = remembered(folder / "scores.json", asked, score_run, *arguments)
     return {
@@ -209,8 +205,7 @@ def do_run(config: Comparison, name: str, seed: int) -> dict[str, Any]:
         "parameters": record["parameters"],
         "learning_rate": record["settings"]["learning_rate"],
         "seconds": record["seconds"],
-        "macs": macs,
-        "int8": int8,
+        **converted,
         **scores,
     }
 

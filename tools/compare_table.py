@@ -88,7 +88,8 @@ def comparison_markdown(result: dict[str, Any]) -> str:
     ]
     if result["runs"]:
         parts += ["## Test days", accuracy_table(result, data)]
-        parts += ["## Day and night apart", group_table(result, data)]
+        if any(row["group"] == "day" for run in result["runs"] for row in run["rows"]):
+            parts += ["## Day and night apart", group_table(result, data)]
         parts += other_photos(result)
         parts += ["## int8", INT8_NOTE, int8_table(result, data)]
         parts += ["## The paper's figures beside these", PAPER_NOTE, paper_table(result, data)]
@@ -230,7 +231,7 @@ def int8_table(result: dict, data: str) -> str:
                 spread(sorted(int8_values(runs, "tflm", "least_agreement"))[:1]),
                 spread([size / 1000 for size in int8_values(runs, "tflm", "bytes")[:1]], digits=0),
                 spread([size / 1024 for size in int8_values(runs, "tflm", "arena")[:1]], digits=0),
-                NOTHING if milliseconds is None else f"{milliseconds:.1f}",
+                NOTHING if milliseconds is None else f"{milliseconds:.2f}",
                 refusals(runs),
             ]
         )
