@@ -88,7 +88,7 @@ def comparison_markdown(result: dict[str, Any]) -> str:
     ]
     if result["runs"]:
         parts += ["## Test days", accuracy_table(result, data)]
-        if any(row["group"] == "day" for run in result["runs"] for row in run["rows"]):
+        if any(values([run], data, "accuracy", group="day") for run in result["runs"]):
             parts += ["## Day and night apart", group_table(result, data)]
         parts += other_photos(result)
         parts += ["## int8", INT8_NOTE, int8_table(result, data)]
