@@ -209,6 +209,30 @@ def test_the_command_writes_a_mask_and_a_picture(frames, tmp_path, capsys):
     assert read_image(tmp_path / "mask_on_frame.jpg").shape == photo.shape
 
 
+def test_frames_of_a_gray_mosaic_in_folders_of_nights(frames, tmp_path, capsys):
+    """As indi-allsky keeps them: a folder for each night."""
+    for index, path in enumerate(sorted(frames.glob("[0-9]*.jpg"))):
+        photo = read_image(path)
+        mosaic = photo[..., 1].copy()
+        mosaic[::2, ::2] = photo[::2, ::2, 0]
+        mosaic[1::2, 1::2] = photo[1::2, 1::2, 2]
+        night = tmp_path / "images" / f"2026060{index % 3 + 1}"
+        night.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mosaic).save(night / path.with_suffix(".png").name)
+    words = (tmp_path / "images", "--recursive", "--bayer", "rggb")
+    code, out, errors = run(capsys, *words, "--out", tmp_path / "mask.png")
+    assert (code, errors) == (0, [])
+    assert f"{FRAMES} frames" in out[0]
+    sky = Camera(2, is_fisheye=True).sky
+    valid = read_gray(tmp_path / "mask.png") == 255
+    assert (valid & sky).sum() / (valid | sky).sum() >= 0.95
+    shown = read_image(tmp_path / "mask_on_frame.jpg").astype(int)
+    assert np.ptp(shown[valid], axis=-1).mean() > 5  # in colours
+    inside = tmp_path / "images" / "20260601" / "mask.png"
+    code, _, errors = run(capsys, *words, "--out", inside)
+    assert code == 2 and "frames are read from this folder" in errors[0]
+
+
 def test_an_edited_mask_is_not_overwritten(frames, tmp_path, capsys):
     (tmp_path / "mask.png").write_bytes(b"edited")
     code, _, errors = run(capsys, frames, "--out", tmp_path / "mask.png")

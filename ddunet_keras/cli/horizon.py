@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ddunet_keras.cli.console import fail, progress
-from ddunet_keras.cli.options import command
+from ddunet_keras.cli.options import command, reading_options, recursive_option
 from ddunet_keras.files import DataError, check_writable, write_image
 from ddunet_keras.prediction import find_photos
 from ddunet_keras.sky import learn_horizon, show_horizon
-from ddunet_keras.sky.reading import read_image
+from ddunet_keras.sky.reading import ReadOptions, read_photo
 
 
 def run_horizon(arguments: argparse.Namespace) -> None:
@@ -26,14 +26,18 @@ def run_horizon(arguments: argparse.Namespace) -> None:
     picture = out.with_name(f"{out.stem}_on_frame.jpg")
     for path in (out, picture):
         check_writable(path)
-    photos = list(find_photos(arguments.inputs).values())
+    photos = list(find_photos(arguments.inputs, arguments.recursive).values())
+    reading = ReadOptions(arguments.bayer, arguments.channel_order)
     folders = {os.path.realpath(path) for path in arguments.inputs if path.is_dir()}
-    if os.path.realpath(out.parent) in folders:  # a second run would take the mask for a frame
+    parent = Path(os.path.realpath(out.parent))
+    searched = (parent, *parent.parents) if arguments.recursive else (parent,)
+    if folders & set(map(str, searched)):  # a second run would take the mask for a frame
         raise DataError(f"{out}: frames are read from this folder; give another for the mask")
     read: list[Path] = []
-    found = learn_horizon(_frames(photos, read))
+    found = learn_horizon(_frames(photos, reading, read))
     write_image(out, found.mask.astype(np.uint8) * np.uint8(255))
-    write_image(picture, show_horizon(read_image(read[found.clearest]), found.mask))
+    clearest = read_photo(read[found.clearest], reading).image
+    write_image(picture, show_horizon(clearest, found.mask))
     print(f"{found.frames} frames: {100 * found.mask.mean():.1f} % of the picture is sky")
     if found.disc is not None:
         disc = found.disc
@@ -42,13 +46,13 @@ def run_horizon(arguments: argparse.Namespace) -> None:
     print(f"wrote {out}: white is sky; look at {picture.name}, and edit the mask where it is wrong")
 
 
-def _frames(photos: list[Path], read: list[Path]) -> Iterator[np.ndarray]:
+def _frames(photos: list[Path], reading: ReadOptions, read: list[Path]) -> Iterator[np.ndarray]:
     """The frames that can be read, one at a time; `read` gets their paths."""
     show = progress("looked at")
     size = None
     for done, path in enumerate(photos, 1):
         try:
-            frame = read_image(path)
+            frame = read_photo(path, reading).image
         except DataError as error:  # one bad frame of hundreds is no reason to stop
             fail(error)
         else:
@@ -79,6 +83,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="FRAME|FOLDER",
         help="some dozen frames of many days and hours, or folders of them",
     )
+    recursive_option(option)
     option(
         "--out",
         type=Path,
@@ -86,3 +91,4 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="mask to write, white where there is sky; FILE_on_frame.jpg beside it shows it",
     )
+    reading_options(option)
