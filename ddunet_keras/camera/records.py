@@ -136,7 +136,9 @@ def time_in_name(name: str) -> datetime | None:
     if match is None:
         return None
     *numbers, utc = match.groups()
-    return datetime(*map(int, numbers), tzinfo=timezone.utc if utc else None).astimezone()
+    year, month, day, hour, minute, second = map(int, numbers)
+    time = datetime(year, month, day, hour, minute, second)
+    return (time.replace(tzinfo=timezone.utc) if utc else time).astimezone()
 
 
 def age_of(record: Mapping[str, Any], now: float) -> float:
