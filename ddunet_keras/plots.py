@@ -284,12 +284,53 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: StrPath) -> None:
             axes.plot(costs, scores, "o-", color=color, label=kind)
             for size, cost, score in zip(sizes, costs, scores, strict=True):
                 axes.annotate(size, (cost, score), (0, 5), textcoords="offset points", fontsize=8)
+    _cost_panels(left, right)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle("int8 files by input size in pixels")
+    _save(figure, path)
+
+
+def _cost_panels(left, right):
+    """Accuracy over the arena and over the time, both logarithmic."""
     for axes, label in ((left, "TFLM arena, KiB"), (right, "ms a photo, one thread")):
         _panel(axes, "", label, "accuracy, %, image mean")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle("int8 files by input size in pixels")
+
+
+def plot_tradeoffs(points: Sequence[Mapping[str, Any]], path: StrPath) -> None:
+    """Draws the accuracy of networks over their TFLM arena and over the time a photo takes.
+
+    Args:
+        points: one for each network: name; accuracy, 0 to 1, a list with a value for each split
+            (several are drawn as mean and range); arena, bytes; milliseconds.
+        path: of the PNG.
+
+    Raises:
+        ValueError: there is no point.
+
+    Example:
+
+    >>> costs = {"arena": 300_000, "milliseconds": 2.5}
+    >>> plot_tradeoffs([{"name": "c4", "accuracy": [0.9, 0.92], **costs}], tmp / "tradeoffs.png")
+    """
+    if not points:
+        raise ValueError(f"points must hold at least one network; received {points!r}")
+    figure = _figure(10, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    markers = cycle("os^Dv")
+    for point, color in zip(points, cycle(COLORS), strict=False):
+        scores = 100 * np.asarray(point["accuracy"], float)
+        mean = scores.mean()
+        reach = [[mean - scores.min()], [scores.max() - mean]]
+        marker = next(markers)
+        for axes, cost in ((left, point["arena"] / 1024), (right, point["milliseconds"])):
+            axes.errorbar(
+                cost, mean, reach, fmt=marker, color=color, capsize=3, label=point["name"]
+            )
+    _cost_panels(left, right)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle("int8 files, each network trained alike; bars: range over the splits")
     _save(figure, path)
