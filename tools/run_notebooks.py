@@ -26,6 +26,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+from traitlets.config import Config
 
 from ddunet_keras.files import write_text
 
@@ -46,6 +47,9 @@ MACHINE_PATH = re.compile(
     r"(?<![\w./])/(?:work|home|root|tmp|var|usr|opt|mnt|srv|Users|private)/|\b[A-Z]:\\"
 )
 """A path that another machine does not have."""
+
+STARTUP_SECONDS = 600
+"""Longest time to the first cell, on a busy machine."""
 
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),  # this clone's package, whatever is installed
@@ -74,21 +78,26 @@ def execute(path: Path, values: Mapping[str, Any] | None = None) -> Notebook:
     notebook = nbformat.read(path, as_version=4)
     if values:
         _assign(notebook, values)
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-        record_timing=False,
-        coalesce_streams=True,
-        # what TensorFlow's C++ code writes is no output of a cell
-        extra_arguments=["--IPKernelApp.capture_fd_output=False"],
-    )
-    with tempfile.TemporaryDirectory() as folder:  # no start-up files of this user's IPython
+    with tempfile.TemporaryDirectory() as folder:
+        # sockets in files, in place of ports of the network
+        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
+        client = NotebookClient(
+            notebook,
+            config=Config({"KernelManager": sockets}),
+            kernel_name="python3",
+            startup_timeout=STARTUP_SECONDS,
+            resources={"metadata": {"path": str(path.parent)}},
+            record_timing=False,
+            coalesce_streams=True,
+            # what TensorFlow's C++ code writes is no output of a cell
+            extra_arguments=["--IPKernelApp.capture_fd_output=False"],
+        )
+        # without the start-up files of this user's IPython
         client.execute(env=os.environ | ENVIRONMENT | {"IPYTHONDIR": folder})
     notebook.metadata.language_info = {"name": "python"}
     for output in _outputs(notebook):
         if "image/png" in output.get("data", {}):
-            _shrink(output["data"])
+            _shrink(output)
     return notebook
 
 
@@ -100,8 +109,9 @@ def _assign(notebook, values):
         cell["source"] += f"\n{name} = {value!r}"
 
 
-def _shrink(data):
-    """Makes a JPEG of a large PNG, in an output's `data`."""
+def _shrink(output):
+    """Makes a JPEG of an output's PNG if it is large."""
+    data = output["data"]
     content = base64.b64decode(data["image/png"])
     if len(content) <= MAX_PNG_BYTES:
         return
@@ -116,6 +126,8 @@ def _shrink(data):
     picture.save(file, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     del data["image/png"]
     data["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+    if "image/png" in output["metadata"]:  # at which width it is shown
+        output["metadata"]["image/jpeg"] = output["metadata"].pop("image/png")
 
 
 def _outputs(notebook: Notebook) -> Iterator[dict]:
