@@ -40,7 +40,7 @@ MAX_NOTEBOOK_BYTES = 400_000
 
 MAX_PNG_BYTES = 40_000
 MAX_PICTURE_WIDTH = 1000
-JPEG_QUALITY = 85
+JPEG_QUALITY = 80
 """A larger PNG becomes a JPEG of at most this width, in pixels."""
 
 MACHINE_PATH = re.compile(
