@@ -145,6 +145,7 @@ def test_numbers_and_words_are_enough(model_file, frames, tmp_path):
     assert "n/a" in (tmp_path / "run" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_the_last_round(eagerly, model_file, frames, tmp_path):
     lines = []
 
@@ -159,6 +160,7 @@ def test_an_interruption_leaves_the_last_round(eagerly, model_file, frames, tmp_
     assert dd.load_model(tmp_path / "run" / MODEL_FILE).image_shape == (SIDE, SIDE, 3)
 
 
+@pytest.mark.slow
 def test_without_frames_held_back_the_report_says_so(eagerly, model_file, frames, tmp_path):
     run = dd.adapt(model_file, frames[0], tmp_path / "run", steps=1, held_back=0, **FAST)
     assert run["frames"]["held_back"] == []

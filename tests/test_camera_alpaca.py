@@ -216,7 +216,7 @@ BAD_REQUESTS = [
     ("GET", "/api/v1/safetymonitor/-1/issafe", None),
     ("GET", "/api/v1/telescope/0/issafe", None),
     ("GET", "/api/v2/safetymonitor/0/issafe", None),
-    ("GET", "/", None),
+    ("GET", "/sky", None),
     ("GET", "/management/v1/nonsense", None),
     ("GET", DEVICE + "issafe?ClientID=-1", None),
     ("GET", DEVICE + "issafe?ClientID=", None),
@@ -259,7 +259,7 @@ def test_a_false_length_is_refused_before_the_body_is_read(still, length):
 
 
 def test_setup_pages(still):
-    for path in ("/setup", "/setup/v1/safetymonitor/0/setup"):
+    for path in ("/", "/setup", "/setup/v1/safetymonitor/0/setup"):
         status, content_type, text = ask(still, "GET", path)
         assert status == 200 and content_type.startswith("text/html")
         assert "Dome &lt;1&gt;" in text and "Dome <1>" not in text

@@ -158,6 +158,7 @@ UNKNOWN = {
     "percent above 100": {"percent": 100.5},
     "percent is text": {"percent": "5"},
     "percent is true": {"percent": True},
+    "no disc found": {"disc": False},
     "confidence low": {"confidence": 0.69},
     "confidence null": {"confidence": None},
     "confidence is not a number": {"confidence": float("nan")},

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import keras
@@ -224,13 +223,6 @@ def test_what_cannot_be_written_is_said_before_the_work(name, model, photos, tmp
     with pytest.raises(WriteError, match="cannot be written"):
         convert(model, photos, out, config, progress=steps.append)
     assert not steps
-
-
-def test_c_sources_without_tflm_are_refused_at_once(model, photos, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tflite_micro", None)  # as if it was not installed
-    config = ConversionConfig(SIZE, c_array=tmp_path / "firmware")
-    with pytest.raises(ValueError, match=r"TFLM measures: needs pip install '\.\[mcu\]'"):
-        convert(model, photos, tmp_path / "a.tflite", config, progress=lambda line: pytest.fail())
 
 
 @pytest.mark.slow

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from ddunet_keras import cli, read_image, synthetic_sky
 from ddunet_keras.files import DataError, read_gray, write_image
-from ddunet_keras.sky import horizon_mask
+from ddunet_keras.sky import horizon_mask, write_horizon_array
 from ddunet_keras.sky.learned_horizon import LONGER_SIDE, learn_horizon, show_horizon
 
 SHAPE = (288, 384)
@@ -209,6 +211,30 @@ def test_the_command_writes_a_mask_and_a_picture(frames, tmp_path, capsys):
     assert read_image(tmp_path / "mask_on_frame.jpg").shape == photo.shape
 
 
+def test_frames_of_a_gray_mosaic_in_folders_of_nights(frames, tmp_path, capsys):
+    """As indi-allsky keeps them: a folder for each night."""
+    for index, path in enumerate(sorted(frames.glob("[0-9]*.jpg"))):
+        photo = read_image(path)
+        mosaic = photo[..., 1].copy()
+        mosaic[::2, ::2] = photo[::2, ::2, 0]
+        mosaic[1::2, 1::2] = photo[1::2, 1::2, 2]
+        night = tmp_path / "images" / f"2026060{index % 3 + 1}"
+        night.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mosaic).save(night / path.with_suffix(".png").name)
+    words = (tmp_path / "images", "--recursive", "--bayer", "rggb")
+    code, out, errors = run(capsys, *words, "--out", tmp_path / "mask.png")
+    assert (code, errors) == (0, [])
+    assert f"{FRAMES} frames" in out[0]
+    sky = Camera(2, is_fisheye=True).sky
+    valid = read_gray(tmp_path / "mask.png") == 255
+    assert (valid & sky).sum() / (valid | sky).sum() >= 0.95
+    shown = read_image(tmp_path / "mask_on_frame.jpg").astype(int)
+    assert np.ptp(shown[valid], axis=-1).mean() > 5  # in colours
+    inside = tmp_path / "images" / "20260601" / "mask.png"
+    code, _, errors = run(capsys, *words, "--out", inside)
+    assert code == 2 and "frames are read from this folder" in errors[0]
+
+
 def test_an_edited_mask_is_not_overwritten(frames, tmp_path, capsys):
     (tmp_path / "mask.png").write_bytes(b"edited")
     code, _, errors = run(capsys, frames, "--out", tmp_path / "mask.png")
@@ -231,6 +257,75 @@ def test_wrong_uses_are_one_line_and_write_nothing(frames, tmp_path, capsys):
         assert code == 2 and expected in " ".join(errors), errors
     assert list(tmp_path.iterdir()) == [small]
     assert not list(frames.glob("*.png"))
+
+
+# the mask as C source -----------------------------------------------------------------------------
+
+
+def read_c_array(path):
+    """Boolean (h, w) of what `--c-array` wrote."""
+    text = path.read_text()
+    width, height = (
+        int(re.search(rf"#define DDUNET_HORIZON_{side} (\d+)", text)[1])
+        for side in ("WIDTH", "HEIGHT")
+    )
+    data = bytes(int(byte, 16) for byte in re.findall(r"0x(..),", text))
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    assert f"[{len(data)}]" in text and len(data) == -(-width * height // 8)
+    return bits[: width * height].reshape(height, width).astype(bool)
+
+
+def test_an_edited_mask_becomes_a_c_array_of_the_networks_size(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    small = rng.random((24, 17)) < 0.5
+    write_image(tmp_path / "mask.png", np.kron(small, np.full((6, 8), 255)).astype(np.uint8))
+    words = ["--mask", tmp_path / "mask.png", "--c-array", tmp_path / "firmware"]
+    code, out, errors = run(capsys, *words, "--size", "24,17")
+    assert (code, errors) == (0, []) and out[-1].endswith("one bit for each of 17x24 pixels")
+    header = tmp_path / "firmware" / "ddunet_horizon.h"
+    np.testing.assert_array_equal(read_c_array(header), small)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mask.png"]
+
+
+def test_frames_give_mask_and_c_array_at_once(frames, tmp_path, capsys):
+    words = [frames, "--out", tmp_path / "mask.png", "--c-array", tmp_path, "--size", 96]
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and "ddunet_horizon.h" in out[-1]
+    mask = Image.fromarray(read_gray(tmp_path / "mask.png"))
+    shares = np.asarray(mask.resize((96, 96), Image.Resampling.BOX))
+    np.testing.assert_array_equal(read_c_array(tmp_path / "ddunet_horizon.h"), shares >= 128)
+
+
+def test_wrong_uses_of_the_c_array(frames, tmp_path, capsys):
+    mask = tmp_path / "mask.png"
+    write_image(mask, np.full((24, 32), 255, np.uint8))
+    thin = np.zeros((64, 64), np.uint8)
+    thin[0, 0] = 255
+    write_image(tmp_path / "thin.png", thin)
+    array = ["--c-array", tmp_path / "firmware"]
+    for words, expected in (
+        ([], "give frames, or with --mask"),
+        ([frames, "--mask", mask, *array, "--size", 96], "give frames, or with --mask"),
+        (["--mask", mask], "--mask is for --c-array"),
+        (["--mask", mask, *array], "go together"),
+        (["--mask", mask, "--size", 96], "go together"),
+        (["--mask", tmp_path / "none.png", *array, "--size", 96], "none.png"),
+        (["--mask", tmp_path / "thin.png", *array, "--size", 16], "leaves no sky"),
+        (["--mask", mask, "--c-array", mask, "--size", 96], "no folder"),
+    ):
+        code, _, errors = run(capsys, *words)
+        assert code == 2 and len(errors) == 1 and expected in errors[0], errors
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, "--mask", mask, *array, "--size", 5)
+    assert "16 or more" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.png", "thin.png"]
+
+
+@pytest.mark.parametrize("valid", [None, np.ones((4, 4)), np.ones((4, 4, 3), bool)])
+def test_only_masks_become_c_arrays(tmp_path, valid):
+    with pytest.raises(ValueError, match="must be boolean"):
+        write_horizon_array(tmp_path / "horizon.h", valid, (16, 16))
+    assert not list(tmp_path.iterdir())
 
 
 # real cameras -------------------------------------------------------------------------------------

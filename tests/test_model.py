@@ -504,6 +504,7 @@ def test_mixed_precision_trains_with_float32_weights_and_a_scaled_loss():
     assert 0 < np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_goes_on_from_its_file(tmp_path):
     model, x, y = small("full", dtype="mixed_float16"), images(), labels()
     model.compile(

@@ -222,6 +222,19 @@ def test_the_results_of_predict_are_a_log_too(tmp_path):
     assert max(day.thumbnail(day.measurements[0]).size) == 160
 
 
+def test_a_time_in_a_photos_name_goes_before_that_of_its_file(tmp_path):
+    copied = {"taken": "2026-11-28T12:00:00+00:00", "usable": True, "cloud_cover": {"percent": 30}}
+    records = [
+        copied | {"image": "x/indi_20261028_043940.jpg", "taken_from": "file"},
+        copied | {"image": "x/indi_20261028_043940.jpg", "taken_from": "exif"},
+        copied | {"image": "x/indi_20269999_043940.jpg", "taken_from": "file"},
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps(records))
+    (named,) = read_day(tmp_path, date(2026, 10, 28)).measurements
+    assert named.time == datetime(2026, 10, 28, 4, 39, 40).astimezone()
+    assert len(read_day(tmp_path, date(2026, 11, 28)).measurements) == 2
+
+
 def test_a_time_without_offset_is_one_of_this_computer(tmp_path):
     day = a_day(tmp_path, line(0) | {"time": "2026-11-28T12:00:00"})
     assert day.measurements[0].time == datetime(2026, 11, 28, 12).astimezone()
@@ -313,6 +326,13 @@ def test_mistakes_are_said_in_a_line(tmp_path, capsys, monkeypatch, words, error
     captured = capsys.readouterr().err
     assert code == 2 and error in captured and captured.count("\n") == 1
     assert not (tmp_path / "day.html").exists()
+
+
+def test_without_its_packages_the_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "a.jsonl").write_text(json.dumps(line(0)))
+    assert main(["report", str(tmp_path / "a.jsonl")]) == 2
+    assert "'.[report]'" in capsys.readouterr().err
 
 
 def test_without_a_place_astral_is_not_needed(tmp_path, capsys, monkeypatch):

@@ -11,13 +11,14 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import watched
-from watched import SkyModel, black_frame, frame, put
+from watched import SkyModel, black_frame, encode, frame, put
 
 from ddunet_keras.camera.config import WatchConfig
 from ddunet_keras.camera.notices import Notices
-from ddunet_keras.camera.records import FIELDS
+from ddunet_keras.camera.records import FIELDS, describe
 from ddunet_keras.camera.safety import SafetyConfig, SafetyMonitor
 from ddunet_keras.camera.sources import SETTLED
 from ddunet_keras.camera.watch import Clock, Watch
@@ -123,6 +124,47 @@ def by_name(records):
     return named
 
 
+# where the sky is -------------------------------------------------------------------------------
+
+
+def fisheye(seed):
+    """A bright disc of sky in a black frame."""
+    height, width = 48, 64
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(seed).normal(0, 6, (height, width, 3))
+    sky = 150 + (x - 32)[..., None] + noise
+    is_sky = ((x - 31.5) ** 2 + (y - 23.5) ** 2 < 20**2)[..., None]
+    return encode(np.where(is_sky, sky, 0).clip(0, 254).astype(np.uint8))
+
+
+def test_the_disc_that_was_found_serves_frames_in_which_there_is_none(camera):
+    camera.settings = {"horizon": "auto"}
+    camera.start().poll()
+    for name, content in (("a", frame(1)), ("b", fisheye(2)), ("c", frame(3))):
+        camera.put(f"{name}.jpg", content)
+        camera.poll()
+    before, found, after = camera.rows()
+    assert (before["disc"], found["disc"], after["disc"]) == (False, True, True)
+    assert before["valid_fraction"] == 1
+    assert found["valid_fraction"] == pytest.approx(np.pi * 20**2 / (48 * 64), abs=0.05)
+    assert after["valid_fraction"] == found["valid_fraction"]
+    assert "no disc found" in describe(before) and "no disc found" not in describe(after)
+
+
+def test_without_a_disc_it_is_never_safe(camera):
+    camera.settings = {"horizon": "auto"}
+    camera.monitor = SafetyMonitor(SafetyConfig(open_delay=0, min_confidence=0))
+    camera.start().poll()
+    camera.put("a.jpg", frame(1, brightness=100))
+    (record,) = camera.poll().rows()
+    assert record["percent"] == 0 and not record["safe"]
+    assert "no disc found" in record["safe_reason"]
+    camera.settings = {"horizon": None}
+    camera.restart().poll()
+    camera.put("b.jpg", frame(2, brightness=100))
+    assert camera.poll().rows()[-1]["safe"]
+
+
 # each frame once ----------------------------------------------------------------------------------
 
 
@@ -207,7 +249,8 @@ def test_a_frame_that_stays_broken_is_recorded_and_said_once(camera):
         assert row["reason"].startswith("unreadable: not a readable image")
         assert row["percent"] is row["okta"] is row["valid_fraction"] is None
         assert row["usable"] is False and row["zones"] == {}
-    assert camera.said == ["frames: cannot be read; the log says why"]
+    (said,) = camera.said
+    assert said.startswith("frames: cannot be read: not a readable image")
 
 
 def test_a_frame_that_is_renamed_is_one(camera):
@@ -282,8 +325,8 @@ def test_a_camera_that_falls_silent_is_recorded_once(camera):
     assert camera.state()["percent"] is None
     camera.put("b.jpg", frame(2))
     assert camera.poll().state()["usable"]
-    assert camera.said == ["frames: no new one comes", "frames: no new one comes"] + [
-        "frames: well again"
+    assert camera.said == ["frames: no new frame comes", "frames: no new frame comes"] + [
+        "frames: all right again"
     ]
 
 
@@ -301,7 +344,7 @@ def test_a_folder_that_is_removed_and_restored(camera):
     assert [Path(row["frame"]).name for row in rows] == ["a.jpg", "frames", "b.jpg"]
     assert camera.said == [
         f"source: {camera.folder}: no such folder",
-        "source: well again",
+        "source: all right again",
     ]
 
 
@@ -437,7 +480,7 @@ def test_a_full_disk_loses_no_row(camera, small_disk):
     assert sorted(rows, key=lambda name: int(name[:-4])) == [f"{n}.jpg" for n in range(61)]
     assert all(row["usable"] for row in rows.values())
     assert camera.state() == rows["60.jpg"]
-    assert sum(line.endswith("well again") for line in camera.said) == len(said)
+    assert sum(line.endswith("all right again") for line in camera.said) == len(said)
     camera.stop()  # before it is unmounted
 
 
@@ -695,7 +738,9 @@ def test_sigterm_ends_it_cleanly_and_unsafe(tmp_path, tiny_model):
         assert "OPEN" in (tmp_path / "safe.txt").read_text()
         process.terminate()
         _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0 and error == b""
+    assert process.returncode == 0
+    (line,) = error.decode().splitlines()
+    assert "watching frames every 5 s" in line and "safe.txt" in line
     assert "CLOSED" in (tmp_path / "safe.txt").read_text()
     (record,) = read_log(tmp_path / "watch")
     assert record["safe"] is True and record["safe_reason"]

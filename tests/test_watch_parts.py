@@ -6,11 +6,13 @@ import dataclasses
 import http.server
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import threading
 from datetime import datetime, timezone
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,7 +261,7 @@ def test_what_is_given_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[watch", "no TOML"),
+        ("[watch", "is not valid TOML"),
         ("source = 1", "stands in no section"),
         ("[camera]", r"\[camera\] is none of"),
         ("[watch]\nsauce = 1", "has no setting sauce"),
@@ -273,6 +275,34 @@ def test_a_file_of_settings_that_is_wrong(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as error:
         read_config(tmp_path / "a.toml")
     assert "a.toml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_paths_in_the_home_and_a_zone_that_stands_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))  # so Windows calls it
+    text = '[watch]\nsource = "~/frames"\nout = "~/watch"\nzone = "~/zone.png"\nmodel = "a~/b"'
+    (tmp_path / "a.toml").write_text(text)
+    config = make_config("watch", read_config(tmp_path / "a.toml"))
+    assert Path(config.source) == tmp_path / "home" / "frames"
+    assert config.out == tmp_path / "home" / "watch"
+    assert [Path(zone) for zone in config.zone] == [tmp_path / "home" / "zone.png"]
+    assert config.model == "a~/b"
+
+
+def test_the_examples_in_the_file_of_settings_are_valid(tmp_path):
+    text = config_text({}).replace("\n# source =", "\nsource =")
+    lines = [
+        line.removeprefix("# ") if re.match(r"# \w+ = \S", line) else line
+        for line in text.splitlines()
+    ]
+    assert len(lines) == len(text.splitlines())
+    (tmp_path / "a.toml").write_text("\n".join(lines))
+    values = read_config(tmp_path / "a.toml")
+    for section, config_class in SECTIONS.items():
+        names = {field.name for field in dataclasses.fields(config_class)}
+        assert set(values[section]) == names
+    assert make_config("watch", values).zone == ("zenith:30",)
+    assert make_config("safety", values).zone == "zenith:30"
 
 
 def test_options_go_before_the_file(tmp_path, monkeypatch, capsys):
@@ -291,6 +321,7 @@ def test_options_go_before_the_file(tmp_path, monkeypatch, capsys):
     [
         ("[alpaca]\nenabled = true", [], "in [safety], too"),
         ("[safety]\nenabled = true", ["--once"], "leave out --once"),
+        ("[safety]\nenabled = true\ntext_file = 'away/a.txt'", [], "there is no folder away"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, monkeypatch, capsys, text, options, message):
@@ -353,7 +384,7 @@ def test_other_zones_are_other_columns(tmp_path):
             log.flush()
     header, first, second = (tmp_path / "log" / "2026-06-01.csv").read_text().splitlines()
     assert "zone a,zone b" in header
-    assert first.split(",")[9:11] == ["1.0", ""] and second.split(",")[9:11] == ["2.0", ""]
+    assert first.split(",")[10:12] == ["1.0", ""] and second.split(",")[10:12] == ["2.0", ""]
 
 
 def test_a_database_that_is_damaged(tmp_path):

@@ -1,4 +1,5 @@
-"""Draws `docs/sky.jpg`, the picture in the README: a sky, its mask and its cloud cover.
+"""Draws the pictures of the README: `docs/sky.jpg`, a sky, its mask and its cloud cover, and
+`docs/example.jpg`, that sky alone, for a first try.
 
     python tools/draw_readme_picture.py
 
@@ -48,8 +49,11 @@ def draw(captions: list[str], panels: list[np.ndarray]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/sky.jpg"))
-    out = parser.parse_args().out
+    parser.add_argument("--example", type=Path, default=Path("docs/example.jpg"))
+    arguments = parser.parse_args()
+    out = arguments.out
     photo, _ = dd.synthetic_sky(SEED, PHOTO_SIZE, time="day", view="patch")
+    Image.fromarray(photo).save(arguments.example, quality=JPEG_QUALITY)
     result = dd.Segmenter().segment(photo)
     cover = result.cloud_cover
     text = f"{cover.percent:.1f} % cloud, {cover.okta} okta"

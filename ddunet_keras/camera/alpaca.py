@@ -234,7 +234,7 @@ _MANAGEMENT: dict[str, Callable[[_Device], Any]] = {
 """Path -> its value."""
 
 _DEVICE_PATH = "/api/v1/safetymonitor/0/"
-_SETUP_PATHS = ("/setup", "/setup/v1/safetymonitor/0/setup")
+_SETUP_PATHS = ("/", "/setup", "/setup/v1/safetymonitor/0/setup")
 
 
 class _BadRequest(Exception):

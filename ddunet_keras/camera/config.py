@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +151,26 @@ SECTIONS: dict[str, type] = {
 }
 """The sections of the file, and the configuration of each."""
 
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "watch": {
+        "source": "/home/pi/allsky/images",
+        "threads": 2,
+        "delegate": "edgetpu",
+        "horizon": "/home/pi/horizon.png",
+        "zone": ["zenith:30"],
+        "bayer": "RGGB",
+    },
+    "safety": {"zone": "zenith:30", "text_file": "/srv/share/safety.txt"},
+    "mqtt": {
+        "port": 1883,
+        "username": "camera",
+        "password_file": "/etc/ddunet/mqtt_password",
+        "password_env": "MQTT_PASSWORD",
+        "ca_file": "/etc/ddunet/ca.pem",
+    },
+}
+"""Section -> setting that has no default -> what it may look like."""
+
 WIDTH = 100
 """Longest line of a comment in the file."""
 
@@ -161,6 +180,8 @@ Values = dict[str, dict[str, Any]]
 
 def read_config(path: StrPath) -> Values:
     """Reads a TOML file; what it does not have is left to the defaults.
+
+    A path may begin with ~/, the user's home.
 
     Raises:
         DataError: it is no TOML, or has an unknown section or setting, or a value out of range.
@@ -174,7 +195,7 @@ def read_config(path: StrPath) -> Values:
     try:
         content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: no TOML: {error}") from None
+        raise DataError(f"{path}: is not valid TOML: {error}") from None
     for section, values in content.items():
         if not isinstance(values, dict):
             raise DataError(f"{path}: {section} stands in no section, such as [watch]")
@@ -184,11 +205,23 @@ def read_config(path: StrPath) -> Values:
         for name, value in values.items():
             if name not in fields:
                 raise DataError(f"{path}: [{section}] has no setting {name}")
+            rule = fields[name].metadata["rule"]
+            if isinstance(rule, Each) and isinstance(value, str):
+                value = [value]  # one of several may stand alone
+            values[name] = value = _with_home(value)
             try:
-                fields[name].metadata["rule"].check(name, value)
+                rule.check(name, value)
             except ValueError as error:
                 raise DataError(f"{path}: [{section}]: {error}") from None
     return content
+
+
+def _with_home(value: Any) -> Any:
+    """A value in which ~/ at the start is the user's home, as the shell has it."""
+    if isinstance(value, list):
+        return [_with_home(entry) for entry in value]
+    is_in_home = isinstance(value, str) and value.startswith("~/")
+    return os.path.expanduser(value) if is_in_home else value
 
 
 def make_config(section: str, values: Values) -> Any:
@@ -238,12 +271,12 @@ def config_text(values: Values) -> str:
     for section, config_class in SECTIONS.items():
         lines += ["", f"[{section}]"]
         for field in dataclasses.fields(config_class):
-            lines += ["", *_setting_lines(field, values.get(section, {}))]
+            lines += ["", *_setting_lines(field, section, values)]
     return "\n".join(lines) + "\n"
 
 
-def _setting_lines(field: dataclasses.Field, values: Mapping[str, Any]) -> list[str]:
-    """The comment on a setting, and its value; of one without any, what it would look like."""
+def _setting_lines(field: dataclasses.Field, section: str, values: Values) -> list[str]:
+    """The comment on a setting, and its value; of one without any, an example of it."""
     rule = field.metadata["rule"]
     comment = field.metadata["help"]
     if isinstance(rule, Choice):
@@ -254,8 +287,10 @@ def _setting_lines(field: dataclasses.Field, values: Mapping[str, Any]) -> list[
     if has_default:
         comment += f"; default {_toml(field.default)}"
     lines = textwrap.wrap(comment, WIDTH, initial_indent="# ", subsequent_indent="# ")
-    value = values.get(field.name, field.default if has_default else None)
-    return [*lines, f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}"]
+    value = values.get(section, {}).get(field.name, field.default if has_default else None)
+    if value is None:
+        return [*lines, f"# {field.name} = {_toml(EXAMPLES[section][field.name])}"]
+    return [*lines, f"{field.name} = {_toml(value)}"]
 
 
 def _toml(value: Any) -> str:

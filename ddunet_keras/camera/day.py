@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddunet_keras.camera.records import time_in_name
 from ddunet_keras.files import (
     MAX_TEXT_BYTES,
     DataError,
@@ -294,7 +296,7 @@ def _predictions(path) -> Iterator[Any]:
             continue
         cover = record.get("cloud_cover")
         yield {
-            "time": record.get("taken"),
+            "time": _time_of(record),
             "percent": cover.get("percent") if isinstance(cover, dict) else None,
             "usable": record.get("usable"),
             "reason": record.get("reason"),
@@ -303,6 +305,16 @@ def _predictions(path) -> Iterator[Any]:
             "thumbnail": record.get("overlay"),
             "model": record.get("model"),
         }
+
+
+def _time_of(record):
+    """When a photo was taken; a time in its name says more than when the file was written."""
+    if record.get("taken_from") == "file" and isinstance(record.get("image"), str):
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # 31 February
+            time = time_in_name(PurePath(record["image"]).name)
+            if time is not None:
+                return time.isoformat(timespec="seconds")
+    return record.get("taken")
 
 
 def periods(day: Day, kinds: list[Any]) -> list[tuple[float, float, Any]]:

@@ -25,7 +25,9 @@ from ddunet_keras.sky.reading import Photo
 class Measure:
     """Finds the clouds in a camera's frames, in the whole sky and in its zones.
 
-    The masks of horizon and zones are read once; they are made anew when the size changes.
+    The masks of horizon and zones are read once; they are made anew when the size changes. As the
+    camera does not move, the disc that the horizon "auto" found last serves for frames in which it
+    finds none, such as dark ones.
 
     Args:
         model: has `segment`, as `Segmenter` does.
@@ -68,7 +70,7 @@ class Measure:
         """
         shape = photo.image.shape[:2]
         if self._horizon == "auto":
-            horizon = find_horizon("auto", photo.image)
+            horizon = self._find_disc(photo.image)
         else:
             horizon = self._keep(
                 ("horizon", shape), lambda: find_horizon(self._horizon, photo.image)
@@ -91,6 +93,15 @@ class Measure:
                 cover = cloud_cover(labels, self._zone_mask(zone, labels.shape, result.disc))
                 zones[zone] = None if cover.okta is None else round(cover.percent, 2)
         return cloud_cover(labels), zones
+
+    def _find_disc(self, image: np.ndarray) -> Horizon:
+        horizon = find_horizon("auto", image)
+        key = ("disc", image.shape[:2])
+        if horizon.disc is not None:
+            self._kept.pop(key, None)
+        elif key not in self._kept:
+            return horizon
+        return self._keep(key, lambda: horizon)
 
     def _zone_mask(self, zone: str, shape: tuple[int, int], disc: Disc | None) -> np.ndarray:
         if zone.startswith("zenith:") and self._horizon == "auto":

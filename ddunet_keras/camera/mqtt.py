@@ -233,6 +233,7 @@ _FRAME_KEYS = (
     "percent",
     "okta",
     "valid_fraction",
+    "disc",
     "usable",
     "reason",
     "confidence",

@@ -22,7 +22,7 @@ class Notices:
     mqtt: connection refused
     >>> notices("mqtt", "connection refused")
     >>> notices("mqtt", None)
-    mqtt: well again
+    mqtt: all right again
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -39,4 +39,4 @@ class Notices:
                 del self._faults[topic]
             else:
                 self._faults[topic] = message
-        self._say(f"{topic}: {'well again' if message is None else message}")
+        self._say(f"{topic}: {'all right again' if message is None else message}")

@@ -20,6 +20,7 @@ FIELDS = (
     "percent",
     "okta",
     "valid_fraction",
+    "disc",
     "usable",
     "reason",
     "confidence",
@@ -113,19 +114,31 @@ def frame_time(
         with contextlib.suppress(ValueError, OverflowError, OSError):  # 31 February, the year 1
             if source == "exif" and taken_from in ("exif", "fits"):
                 return datetime.fromisoformat(str(taken)).astimezone(), taken_from
-            if source == "name" and (found := _time_in_name(name)) is not None:
-                return found.astimezone(), source
+            if source == "name" and (found := time_in_name(name)) is not None:
+                return found, source
             if source == "file" and changed is not None:
                 return datetime.fromtimestamp(changed).astimezone(), source
     return datetime.fromtimestamp(now).astimezone(), "clock"
 
 
-def _time_in_name(name):
+def time_in_name(name: str) -> datetime | None:
+    """The date and time in a file's name, in local time with its offset; None if there is none.
+
+    Raises:
+        ValueError: there is no such day, or no such time.
+
+    Example:
+
+    >>> time_in_name("image-20260601223045Z.jpg").timestamp()
+    1780353045.0
+    """
     match = NAME_TIME.search(name)
     if match is None:
         return None
     *numbers, utc = match.groups()
-    return datetime(*map(int, numbers), tzinfo=timezone.utc if utc else None)
+    year, month, day, hour, minute, second = map(int, numbers)
+    time = datetime(year, month, day, hour, minute, second)
+    return (time.replace(tzinfo=timezone.utc) if utc else time).astimezone()
 
 
 def age_of(record: Mapping[str, Any], now: float) -> float:
@@ -144,7 +157,7 @@ def columns(zones: Iterable[str]) -> list[str]:
 
     Example:
 
-    >>> columns(["zenith:30"])[8:11]
+    >>> columns(["zenith:30"])[9:12]
     ['confidence', 'zone zenith:30', 'model']
     """
     headings = []
@@ -193,10 +206,13 @@ def describe(record: Mapping[str, Any]) -> str:
     """
     start = f"{record['time']} {record['frame']}"
     if not record["usable"]:
-        return f"{start}: cannot tell: {record['reason']}"
+        told = "" if record.get("safe") is None else ", unsafe"
+        return f"{start}: cannot tell: {record['reason']}{told}"
     parts = [f"{record['percent']:.1f} % cloud", f"{record['okta']} okta"]
     for zone, percent in record["zones"].items():
         parts.append(f"{zone} {'unknown' if percent is None else f'{percent:.1f} %'}")
+    if record.get("disc") is False:
+        parts.append("no disc found: all of the picture counts")
     if record["confidence"] is not None:
         parts.append(f"confidence {record['confidence']:.2f}")
     if record["safe"] is not None:

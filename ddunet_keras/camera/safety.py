@@ -112,7 +112,8 @@ class SafetyMonitor:
     >>> frame = {"time": "2026-06-01T22:00:00+00:00", "usable": True, "percent": 2.0,
     ...          "confidence": 0.9}
     >>> monitor.update(frame, 1780351200.0)
-    SafetyState(safe=False, reason='cloud cover 2.0 %, but not yet for 60 s', since=1780351200.0)
+    SafetyState(safe=False, reason='cloud cover 2.0 % is low enough, but not yet for 60 s', \
+since=1780351200.0)
     >>> frame["time"] = "2026-06-01T22:01:00+00:00"
     >>> monitor.update(frame, 1780351260.0).safe
     True
@@ -190,7 +191,7 @@ class SafetyMonitor:
         if self._clear_since is not None and now - self._clear_since >= self.config.open_delay:
             self._safe = True
         if not self._safe:
-            self._reason += f", but not yet for {self.config.open_delay:g} s"
+            self._reason += f" is low enough, but not yet for {self.config.open_delay:g} s"
 
     def _close_when_due(self, now: float) -> None:
         if self._cloudy_since is not None and now - self._cloudy_since >= self.config.close_delay:
@@ -214,6 +215,8 @@ class SafetyMonitor:
         if record.get("usable") is not True:
             reason = record.get("reason")
             raise _Unknown(f"unusable frame: {printable(reason)}" if reason else "unusable frame")
+        if record.get("disc") is False:
+            raise _Unknown("no disc found, so its dark surroundings may count as clear")
         confidence = _number(record.get("confidence"), 1)
         if confidence is None:
             raise _Unknown("the confidence is unknown")

@@ -57,8 +57,8 @@ TICK = 2.0
 FAULTS = {
     OLD: "are old by their own time; see --max-age, --time-from and --backlog",
     FROZEN: "repeat byte for byte: the camera is frozen",
-    UNREADABLE: "cannot be read; the log says why",
-    MISSING: "no new one comes",
+    UNREADABLE: "cannot be read",
+    MISSING: "no new frame comes",
 }
 """What is said of frames by their reason. Those of the sky, such as black, are no fault."""
 
@@ -147,6 +147,7 @@ class Watch:
         if monitor is not None:
             self._silence_limit = min(self._silence_limit, monitor.config.max_age)
         self._thumbnail_days: list[str] = []
+        self._fault_of_frames = ""
 
     def run(self) -> None:
         """Watches for ever. An exception ends it at any point, without a row lost or doubled."""
@@ -288,6 +289,7 @@ class Watch:
             "percent": round(cover.percent, 2) if is_known else None,
             "okta": cover.okta,
             "valid_fraction": round(cover.valid_fraction, 4),
+            "disc": None if self.config.horizon != "auto" else result.disc is not None,
             "usable": result.usable and is_known,
             "reason": result.reason or (None if is_known else NO_SKY),
             "confidence": None if result.confidence is None else round(result.confidence, 3),
@@ -295,7 +297,13 @@ class Watch:
         }
 
     def _say_of_frames(self, reason: str | None) -> None:
-        self._notify("frames", FAULTS.get((reason or "").partition(":")[0]))
+        """Says a fault of the frames; what the first of several unreadable ones had, says why."""
+        kind, _, why = (reason or "").partition(": ")
+        if kind == self._fault_of_frames:
+            return
+        self._fault_of_frames = kind
+        fault = FAULTS.get(kind)
+        self._notify("frames", f"{fault}: {why}" if fault and kind == UNREADABLE else fault)
 
     def _record_silence(self, reason: str) -> None:
         """Records, once, that there is no frame."""

@@ -118,8 +118,12 @@ def _fits(split, dataset) -> bool:
 
 
 def run_inspect(arguments):
+    from ddunet_keras.deploy.export import write_c_array
     from ddunet_keras.litert.inspect import inspect_model
 
+    if arguments.c_array:
+        for path in write_c_array(arguments.file, arguments.c_array):
+            log(f"wrote {path}")
     report = inspect_model(arguments.file)
     print(json.dumps(report.to_dict(), indent=2) if arguments.json else report.to_markdown())
     if arguments.plot:
@@ -149,3 +153,5 @@ def add_commands(commands) -> None:
     option("file", type=Path, metavar="FILE", help="any .tflite file")
     option("--json", action="store_true", help="print JSON in place of tables")
     option("--plot", type=Path, metavar="PNG", help="picture of the memory over the operators")
+    text = "folder for a segmenter with int8 input and output as C sources, for TFLM"
+    option("--c-array", type=Path, metavar="DIR", help=text)

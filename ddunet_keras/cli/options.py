@@ -25,6 +25,8 @@ from ddunet_keras.settings import (
     Number,
     Rule,
 )
+from ddunet_keras.sky.bayer import NO_MOSAIC, PATTERNS
+from ddunet_keras.sky.reading import CHANNEL_ORDERS
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,6 +171,27 @@ def threshold_option(option) -> None:
         default=0.5,
         metavar="P",
         help="probability from which a pixel counts as cloud",
+    )
+
+
+def recursive_option(option) -> None:
+    option("--recursive", action="store_true", help="look into the folders in folders, too")
+
+
+def reading_options(option) -> None:
+    """--bayer and --channel-order: how the colours of a photo are stored."""
+    option(
+        "--bayer",
+        choices=(*PATTERNS, NO_MOSAIC),
+        type=str.upper,
+        help="gray files hold the mosaic of a colour sensor, with these colours in the first two "
+        "rows: compute the colours; NONE: they are monochrome, whatever they look like",
+    )
+    option(
+        "--channel-order",
+        choices=CHANNEL_ORDERS,
+        default="rgb",
+        help="bgr: red and blue were exchanged when the files were written",
     )
 
 

@@ -19,6 +19,8 @@ from ddunet_keras.cli.options import (
     command,
     model_file,
     positive,
+    reading_options,
+    recursive_option,
     threshold_option,
 )
 from ddunet_keras.files import MAX_IMAGE_BYTES, DataError, as_json, printable
@@ -30,8 +32,7 @@ from ddunet_keras.prediction import (
     predict_files,
 )
 from ddunet_keras.presets import DEFAULT, preset_file
-from ddunet_keras.sky.bayer import NO_MOSAIC, PATTERNS
-from ddunet_keras.sky.reading import CHANNEL_ORDERS, ReadOptions
+from ddunet_keras.sky.reading import ReadOptions
 
 UNUSABLE = 3
 """Exit code where every photo could be read, but some say nothing of the sky."""
@@ -88,7 +89,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
         good = len(photos) - failed - (0 if arguments.force else unusable)
         what = "masks and overlays" if arguments.overlay else "masks"
         of = "1 photo" if good == 1 else f"{good} photos"
-        print(f"wrote {arguments.out}: predictions.json, {what} of {of}")
+        pictures = f", {what} of {of}" if good else ""
+        print(f"wrote {arguments.out}: predictions.json{pictures}")
         if left_out:
             print(left_out)
     if failed:
@@ -170,7 +172,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="IMAGE|FOLDER",
         help="photos, or folders of them; - reads one photo from stdin",
     )
-    option("--recursive", action="store_true", help="look into the folders in folders, too")
+    recursive_option(option)
     option(
         "--model", type=model_file, metavar="MODEL", help=f"{MODEL_HELP} (default: {DEFAULT}, int8)"
     )
@@ -179,7 +181,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         type=Path,
         default=Path("predictions"),
         metavar="DIR",
-        help="folder for masks, overlays and predictions.json",
+        help="folder for masks, overlays and predictions.json, which replace earlier ones",
     )
     option(
         "--threads",
@@ -212,19 +214,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="tell the cover of this part of the sky, too: at most so far from the zenith (of an "
         "equidistant fisheye whose disc --horizon gives), a circle or a mask; may be repeated",
     )
-    option(
-        "--bayer",
-        choices=(*PATTERNS, NO_MOSAIC),
-        type=str.upper,
-        help="gray files hold the mosaic of a colour sensor, with these colours in the first two "
-        "rows: compute the colours; NONE: they are monochrome, whatever they look like",
-    )
-    option(
-        "--channel-order",
-        choices=CHANNEL_ORDERS,
-        default="rgb",
-        help="bgr: red and blue were exchanged when the files were written",
-    )
+    reading_options(option)
     option("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
     option("--json", action="store_true", help="print one JSON object for each photo")
     archive_options(option)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from datetime import date
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ddunet_keras.files import DataError, printable
 
 
 def run_report(arguments: argparse.Namespace) -> None:
+    if importlib.util.find_spec("matplotlib") is None:  # [plot] has it, too, but not the rest
+        raise DataError("needs matplotlib: in the clone, pip install '.[report]'")
     from ddunet_keras.camera.day import read_day
     from ddunet_keras.camera.report import summary, write_report
     from ddunet_keras.camera.sun import Place

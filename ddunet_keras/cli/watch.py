@@ -23,12 +23,13 @@ from ddunet_keras.camera.notices import Notices
 from ddunet_keras.camera.records import MISSING, UNREADABLE, describe
 from ddunet_keras.camera.safety import SafetyMonitor
 from ddunet_keras.camera.safety_file import SafetyFile
+from ddunet_keras.camera.sources import is_url, shown_url
 from ddunet_keras.camera.watch import Watch
-from ddunet_keras.cli.console import Terminated, say
+from ddunet_keras.cli.console import Terminated, log, say
 from ddunet_keras.cli.models import open_model
 from ddunet_keras.cli.options import command, config_options, config_values
 from ddunet_keras.cli.predict import UNUSABLE
-from ddunet_keras.files import DataError
+from ddunet_keras.files import DataError, printable
 from ddunet_keras.presets import PRESETS, preset_file
 
 EXIT_CODES = (
@@ -60,6 +61,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
         opened.callback(watch.close)
         if arguments.once:
             return _exit_code(watch.once())
+        log(_describe_service(config, others))
         watch.run()
     return 0
 
@@ -88,6 +90,9 @@ def _check_together(config, others, once):
                 raise DataError(f"[{name}] is for a service that goes on; leave out --once")
     if others["alpaca"].enabled and not others["safety"].enabled:
         raise DataError("[alpaca] tells whether it is safe: set enabled = true in [safety], too")
+    text_file = others["safety"].text_file
+    if text_file is not None and not text_file.parent.is_dir():  # or a share that is not mounted
+        raise DataError(f"[safety] text_file: there is no folder {text_file.parent}")
     zone = others["safety"].zone
     if others["safety"].enabled and zone is not None and zone not in (config.zone or ()):
         raise DataError(f"[safety] zone = {zone!r} is not measured: add it to zone in [watch], too")
@@ -106,6 +111,20 @@ def _open_publishers(safety, alpaca, mqtt, notify, opened):
         publishers.append(MqttPublisher(mqtt, notify, with_safety=safety.enabled))
         opened.callback(publishers[-1].close)
     return publishers
+
+
+def _describe_service(config, others):
+    """A line on what runs, for whoever waits for the first frame."""
+    source = shown_url(config.source) if is_url(config.source) else config.source
+    parts = [f"watching {source} every {config.interval:g} s", f"results are in {config.out}"]
+    safety, alpaca, mqtt = others["safety"], others["alpaca"], others["mqtt"]
+    if safety.enabled and safety.text_file is not None:
+        parts.append(f"safe or unsafe is in {safety.text_file}")
+    if alpaca.enabled:
+        parts.append(f"Alpaca is at http://{alpaca.host}:{alpaca.port}")
+    if mqtt.enabled:
+        parts.append(f"MQTT goes to {mqtt.host}")
+    return printable("; ".join(parts))
 
 
 def _print(record):
@@ -140,7 +159,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="TOML file with these settings and those of safety, Alpaca and MQTT; options go first",
+        help="TOML file with these settings and those of safety, Alpaca and MQTT; options on the "
+        "command line override it",
     )
     option(
         "--write-config",

@@ -36,10 +36,9 @@ from ddunet_keras.files import (
     write_json,
     write_text,
 )
-from ddunet_keras.litert.child import NotInstalledError, in_child
+from ddunet_keras.litert.child import in_child
 from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import read_tflite, write_tflite
-from ddunet_keras.litert.run import require_tflm, run_tflm
 from ddunet_keras.litert.soundness import check_sound
 from ddunet_keras.model import DDUNet
 
@@ -113,7 +112,7 @@ def convert(
         ConversionError: a check did not hold; its `verification` says which and where.
         TFLiteError: `config.ram` is less than can be reached, or int8 kernels cannot run the
             network, as CloudU-Netv2.
-        ValueError: `out` or the photos do not fit, or `config.c_array` is asked for without TFLM.
+        ValueError: `out` or the photos do not fit.
         WriteError: nothing can be written at `out` or `config.c_array`; found before the work.
     """
     out = Path(out)
@@ -123,7 +122,7 @@ def convert(
     for written in (out, out.with_suffix(".json")):
         check_writable(written)
     if config.c_array:
-        _check_c_array(config.c_array)
+        check_writable(config.c_array / "ddunet_model.h")
     for line in photos.left_out:
         say(f"left out: {line}")
     stages = build_stages(model, photos.calibration, config, say)
@@ -167,22 +166,10 @@ def convert(
         "layers": layers,
     }
     if config.c_array:
-        arena = checked.arena or run_tflm(stages.packed, photos.test[:1])[1]
-        write_c_array(stages.packed, config.c_array, arena_bytes=arena["total"])
+        arena = None if checked.arena is None else checked.arena["total"]
+        write_c_array(stages.packed, config.c_array, arena_bytes=arena)
     _write(out, stages.packed, result, checked, report)
     return result
-
-
-def _check_c_array(folder) -> None:
-    """Refuses C sources that could not be written in the end."""
-    check_writable(folder / "ddunet_model.h")
-    try:
-        require_tflm()
-    except NotInstalledError as error:
-        raise ValueError(
-            f"the C sources name the arena, which TFLM measures: {error}. "
-            f"Received: c_array={str(folder)!r}"
-        ) from None
 
 
 def build_stages(model, images, config: ConversionConfig, say=lambda line: None) -> Stages:

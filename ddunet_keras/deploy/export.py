@@ -1,6 +1,6 @@
 """What a device gets with a `.tflite` file: C sources for microcontrollers, metadata for Android.
 
-Imports neither TensorFlow nor Keras.
+Needs no more than the base install: neither TensorFlow nor Keras, nor TFLM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ddunet_keras import __version__
 from ddunet_keras.files import DataError, write_text
-from ddunet_keras.litert.model import operator_name, read_tflite, set_metadata
+from ddunet_keras.litert.arena_size import arena_size
+from ddunet_keras.litert.esp_nn import ESP32_S3
+from ddunet_keras.litert.memory import aligned
+from ddunet_keras.litert.model import file_bytes, operator_name, read_tflite, set_metadata
 from ddunet_keras.segmenter import check_segmenter
 from ddunet_keras.sky import class_names
 
@@ -27,7 +30,7 @@ _ADD = {"BATCH_MATMUL": "BatchMatMul", "PADV2": "PadV2", "CUMSUM": "CumSum", "et
 
 _HEADER = """\
 /* Written by ddunet_keras {version}: do not edit, convert again. A segmenter of RGB photos for
-   TensorFlow Lite Micro; tflite/micro/main.cc shows its use. */
+   TensorFlow Lite Micro; tflite/micro/sky_app.cc shows its use. */
 #ifndef {macro}_H_
 #define {macro}_H_
 
@@ -60,10 +63,18 @@ extern const size_t {name}_size;
 #define {macro}_OUTPUT_ZERO_POINT {output_zero_point}
 #define {macro}_THRESHOLD {threshold}
 
-/* What the interpreter needs: measured with TFLM's reference kernels on a computer with 64-bit
-   pointers. A microcontroller's smaller pointers need less, optimised kernels may need more;
-   MicroInterpreter::arena_used_bytes() says how much. */
+/* What the interpreter needs; MicroInterpreter::arena_used_bytes() says how much it takes. On an
+   ESP32-S3, ESP-NN's kernels copy feature maps into scratch memory, which lies in the arena.
+   Elsewhere it is what TFLM's reference kernels take on a computer: a microcontroller's shorter
+   pointers take less, by more than CMSIS-NN's kernels add. */
+#ifdef ESP_PLATFORM
+#include "sdkconfig.h"
+#endif
+#ifdef CONFIG_IDF_TARGET_ESP32S3
+#define {macro}_ARENA_BYTES {arena_esp32s3}
+#else
 #define {macro}_ARENA_BYTES {arena}
+#endif
 
 /* C++: `MicroMutableOpResolver<{macro}_OPERATORS> resolver;`, then
    `{macro}_REGISTER(resolver)` adds every operator, true if all went well. */
@@ -89,31 +100,47 @@ const size_t {name}_size = sizeof({name});
 """
 
 
+ARENA_MARGIN = 1.01
+"""The arena of an ESP32-S3 is reckoned, not measured: by so much more than the reckoning."""
+
+
 def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[Path, Path]:
     """Writes a `.tflite` file as C sources that a microcontroller's firmware compiles in.
 
     `NAME.h` has the array's declaration and, as constants, the sizes, scales and zero points of
     input and output, the arena's size and the operators to register; `NAME.c` has the array.
-    `tflite/micro/main.cc` is an application that uses both under their default name.
+    `tflite/micro/sky_app.cc` is an application that uses both under their default name.
 
     Args:
-        data: bytes of a `.tflite` file with int8 input and output.
+        data: path or bytes of a `.tflite` file with int8 input and output.
         folder: is made if missing; files of these names are replaced.
         name: an identifier of C.
-        arena_bytes: what TFLM's interpreter needs, from `ddunet_keras.litert.run.run_tflm`.
+        arena_bytes: what TFLM's interpreter takes on this machine, where it was measured
+            (`ddunet_keras.litert.run.run_tflm`); None reckons it (`litert.arena_size`). That of
+            an ESP32-S3 is always reckoned.
 
     Returns:
         the paths of header and source.
 
     Raises:
         DataError: the file is no segmenter with int8 input and output.
+        TFLiteError: the memory that it takes cannot be followed.
         ValueError: `name` is no identifier, or `arena_bytes` is not positive.
+
+    Example:
+
+    >>> from ddunet_keras.presets import preset_file
+    >>> file = preset_file("ddunet_c8", "tflite")
+    >>> [path.name for path in write_c_array(file, tmp / "firmware")]
+    ['ddunet_model.h', 'ddunet_model.c']
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise ValueError(f"`name` must be an identifier of C. Received: name={name!r}")
-    if not isinstance(arena_bytes, (int, np.integer)) or arena_bytes <= 0:
+    is_count = isinstance(arena_bytes, (int, np.integer)) and arena_bytes > 0
+    if arena_bytes is not None and not is_count:
         raise ValueError(f"`arena_bytes` must be positive. Received: arena_bytes={arena_bytes!r}")
     model = read_tflite(data)
+    data = file_bytes(data)
     kind, _ = check_segmenter(model)
     source, result = _input_and_output(model)
     if not source.type == result.type == schema.TensorType.INT8:
@@ -122,6 +149,9 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
     output_scale, output_zero_point = _quantization(result)
     middle = {"probability": 0.5, "logits": 0.0, "mask": 1.0}[kind]
     names = sorted(set(_resolver_methods(model)))
+    if arena_bytes is None:
+        arena_bytes = arena_size(model).total
+    arena_esp32s3 = int(arena_size(model, ESP32_S3).total * ARENA_MARGIN)
     header = _HEADER.format(
         version=__version__,
         name=name,
@@ -135,7 +165,8 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
         output_scale=_c_float(output_scale),
         output_zero_point=f"({output_zero_point})",
         threshold=f"({math.ceil(middle / output_scale + output_zero_point)})",
-        arena=-(-int(arena_bytes) // 16) * 16,
+        arena=aligned(int(arena_bytes)),
+        arena_esp32s3=aligned(arena_esp32s3),
         operators=len(names),
         register=" && \\\n   ".join(f"(resolver).Add{op}() == kTfLiteOk" for op in names),
     )

@@ -6,7 +6,8 @@ nodes                       the operators of a file: kinds, inputs, constants, w
 soundness, shapes           whether LiteRT may run a stranger's file, as a table of operators
 run                         runs photos through LiteRT and TensorFlow Lite Micro (TFLM)
 child                       calls a function in a process of its own, within limits
-memory                      what lives in TFLM's arena, and when
+memory, arena_size          what lives in TFLM's arena, and when; the bytes that TFLM takes
+esp_nn                      the scratch memory of ESP-NN's kernels on an ESP32-S3
 cleanup, order, arena       passes: what no device reads, order of operators, plan of the arena
 rows, regions, strips       a pass: the largest stages in horizontal strips
 schedule                    runs these passes so that a model fits into a given memory

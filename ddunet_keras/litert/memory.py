@@ -19,6 +19,7 @@ operator then copies bytes onto themselves. `Alias` and `placement_groups` are a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,37 @@ PLAN = b"OfflineMemoryAllocation"
 tensors, offset of each, -1 for constants)."""
 PLAN_HEADER = 3
 """Numbers that stand before the offsets."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """TFLM as built for a kind of machine: what takes room in its arena beside the tensors.
+
+    Attributes:
+        pointer_bytes: 8 on a computer, 4 on a microcontroller.
+        scratch: gives the bytes that an operator's kernel works in while it runs. Its arguments are
+            model, operator, and None or the rows of its input and output in place of those that
+            they have.
+    """
+
+    pointer_bytes: int
+    scratch: Callable[[schema.ModelT, schema.OperatorT, tuple[int, int] | None], int] | None = None
+
+    def scratch_bytes(
+        self,
+        model: schema.ModelT,
+        operator: schema.OperatorT,
+        rows: tuple[int, int] | None = None,
+    ) -> int:
+        """Bytes that the operator's scratch memory takes in the arena."""
+        return aligned(self.scratch(model, operator, rows)) if self.scratch is not None else 0
+
+
+HOST = Runtime(pointer_bytes=8)
+"""The reference kernels on a 64-bit computer, as the Python package runs them."""
+
+MICROCONTROLLER = Runtime(pointer_bytes=4)
+"""The reference kernels on a 32-bit microcontroller. CMSIS-NN's take some hundred bytes more."""
 
 
 def single_subgraph(model: schema.ModelT) -> schema.SubGraphT:
@@ -73,10 +105,11 @@ def lifetimes(model: schema.ModelT) -> dict[int, tuple[int, int]]:
 def tensor_sizes(model: schema.ModelT) -> dict[int, int]:
     """Bytes that each tensor takes in the arena: {index: multiple of 16}, constants left out."""
     tensors = single_subgraph(model).tensors
-    return {index: _aligned(tensor_bytes(tensors[index])) for index in sorted(lifetimes(model))}
+    return {index: aligned(tensor_bytes(tensors[index])) for index in sorted(lifetimes(model))}
 
 
-def _aligned(size):
+def aligned(size: int) -> int:
+    """The least multiple of `ALIGNMENT` that is not below a size."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -255,11 +288,12 @@ class MemoryProfile:
         return max(self.offsets[index] + self.sizes[index] for index in self.offsets)
 
 
-def memory_profile(model: schema.ModelT) -> MemoryProfile:
+def memory_profile(model: schema.ModelT, runtime: Runtime = HOST) -> MemoryProfile:
     """What a model keeps in memory at each operator, and where if the file has a plan.
 
     Args:
         model: `ModelT` as `read_tflite` gives it, with one subgraph and fixed shapes.
+        runtime: whose scratch memory counts as alive while its operator runs.
 
     Raises:
         TFLiteError: the model has several subgraphs or a tensor without a fixed size.
@@ -277,6 +311,8 @@ def memory_profile(model: schema.ModelT) -> MemoryProfile:
                 if lives[index][0] <= step <= lives[index][1]
             )
     live[1] = max(live[0], live[1])
+    for number, operator in enumerate(operators):
+        live[number + 1] += runtime.scratch_bytes(model, operator)
     names = [operator_name(model, operator) for operator in operators]
     return MemoryProfile(live[1:].tolist(), names, lives, sizes, _planned_offsets(model, sizes))
 
@@ -303,11 +339,12 @@ def _planned_offsets(model, sizes):
 
 # === What TFLM keeps beside the tensors ===
 
-# Fitted to what `RecordingMicroAllocator` prints on a 64-bit machine, to about 2 %. On a
-# microcontroller, where pointers are half as long, it is less.
+# Fitted to what `RecordingMicroAllocator` prints on a 64-bit machine, to about 2 %, and to what
+# TFLM took on a Cortex-M7.
 PERSISTENT_BASE = 720
-PERSISTENT_OPERATOR = 64
-PERSISTENT_TENSOR = 24
+PERSISTENT_OPERATOR = {8: 64, 4: 32}
+"""For each operator, by the bytes of a pointer."""
+PERSISTENT_TENSOR = {8: 24, 4: 12}
 PERSISTENT_CHANNEL = 8
 """A multiplier and a shift for each output channel of a convolution."""
 PERSISTENT_KERNELS = {
@@ -320,23 +357,28 @@ PERSISTENT_KERNELS = {
     "LOGISTIC": 16,
     "SLICE": 16,
 }
-"""What each kind of kernel keeps."""
+"""What each kind of kernel keeps, with pointers of 8 bytes."""
 PERSISTENT_OTHER_KERNEL = 88
+SHORT_POINTERS_SAVE = {8: 0, 4: 20}
+"""By how much less that is, in the mean of all kernels."""
 
 
-def persistent_bytes(model: schema.ModelT) -> int:
+def persistent_bytes(model: schema.ModelT, runtime: Runtime = HOST) -> int:
     """Bytes of TFLM's persistent allocations in the arena, estimated to about 2 %."""
     graph = single_subgraph(model)
     other_tensors = len(graph.tensors) - len(graph.operators)
-    own = sum(operator_persistent_bytes(model, operator) for operator in graph.operators)
-    return PERSISTENT_BASE + PERSISTENT_TENSOR * other_tensors + own
+    own = sum(operator_persistent_bytes(model, operator, runtime) for operator in graph.operators)
+    return PERSISTENT_BASE + PERSISTENT_TENSOR[runtime.pointer_bytes] * other_tensors + own
 
 
-def operator_persistent_bytes(model: schema.ModelT, operator: schema.OperatorT) -> int:
+def operator_persistent_bytes(
+    model: schema.ModelT, operator: schema.OperatorT, runtime: Runtime = HOST
+) -> int:
     """Bytes of the persistent allocations of an operator and its output tensor."""
-    name = operator_name(model, operator)
-    size = PERSISTENT_OPERATOR + PERSISTENT_TENSOR
+    name, pointer = operator_name(model, operator), runtime.pointer_bytes
+    size = PERSISTENT_OPERATOR[pointer] + PERSISTENT_TENSOR[pointer]
     size += PERSISTENT_KERNELS.get(name, PERSISTENT_OTHER_KERNEL)
+    size -= SHORT_POINTERS_SAVE[pointer]
     if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
         size += PERSISTENT_CHANNEL * model.subgraphs[0].tensors[operator.outputs[0]].shape[-1]
     return size

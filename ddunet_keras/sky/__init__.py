@@ -16,6 +16,7 @@ from ddunet_keras.sky.cover import (
 )
 from ddunet_keras.sky.description import describe
 from ddunet_keras.sky.horizon import Disc, Horizon, check_horizon, find_horizon, horizon_mask
+from ddunet_keras.sky.horizon_array import write_horizon_array
 from ddunet_keras.sky.learned_horizon import LearnedHorizon, learn_horizon, show_horizon
 from ddunet_keras.sky.quality import REASONS, FrameQuality, frame_quality
 from ddunet_keras.sky.zones import check_zone, zone_mask
@@ -45,5 +46,6 @@ __all__ = [
     "learn_horizon",
     "segment",
     "show_horizon",
+    "write_horizon_array",
     "zone_mask",
 ]

@@ -1,6 +1,9 @@
-// Stands in for the headers of TensorFlow Lite Micro that tflite/micro/main.cc includes, with their
-// signatures: TFLM's sources are on no package index. STUB_NAMESPACE is where its names are, which
-// differs between its releases. In place of a network, a pixel's output is its channels' mean.
+// Stands in for the headers of TensorFlow Lite Micro that tflite/micro/sky_app.cc includes, with
+// their signatures: TFLM's sources are on no package index. STUB_NAMESPACE is where its names are,
+// which differs between its releases. In place of a network, a pixel's output is its channels' mean.
+//
+// As in TFLM, TF_LITE_STATIC_MEMORY changes the layout of TfLiteTensor. What stands for the library
+// is always built with it. STUB_FAILS: after so many runs, each one fails.
 #ifndef TFLM_STUB_H_
 #define TFLM_STUB_H_
 
@@ -13,10 +16,45 @@
 
 #define TFLITE_SCHEMA_VERSION (3)
 
+#ifndef STUB_NAMESPACE
+#define STUB_NAMESPACE tflite
+#endif
+#ifndef STUB_FAILS
+#define STUB_FAILS 1000
+#endif
+
+enum TfLiteStatus { kTfLiteOk = 0, kTfLiteError = 1 };
+enum TfLiteType { kTfLiteNoType = 0, kTfLiteInt8 = 9 };
+
+union TfLitePtrUnion {
+  int8_t* int8;
+  uint8_t* uint8;
+};
+
+struct StaticTensor {
+  TfLitePtrUnion data;
+  size_t bytes;
+  TfLiteType type;
+  bool is_variable;
+};
+
+struct DynamicTensor {
+  TfLiteType type;
+  TfLitePtrUnion data;
+  size_t bytes;
+};
+
+#ifdef TF_LITE_STATIC_MEMORY
+using TfLiteTensor = StaticTensor;
+#else
+using TfLiteTensor = DynamicTensor;
+#endif
+
 inline void MicroPrintf(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
   std::vfprintf(stderr, format, arguments);
+  std::fputc('\n', stderr);
   va_end(arguments);
 }
 
@@ -39,15 +77,6 @@ namespace STUB_NAMESPACE {
 
 using tflite::Model;
 
-enum TfLiteStatus { kTfLiteOk = 0, kTfLiteError = 1 };
-
-struct TfLiteTensor {
-  union {
-    int8_t* int8;
-    uint8_t* uint8;
-  } data;
-};
-
 inline void InitializeTarget() {}
 
 class MicroOpResolver {
@@ -62,6 +91,7 @@ class MicroMutableOpResolver : public MicroOpResolver {
   TfLiteStatus Add##name() { return ++count_ <= tOpCount ? kTfLiteOk : kTfLiteError; }
   STUB_ADD(Add)
   STUB_ADD(ArgMax)
+  STUB_ADD(AveragePool2D)
   STUB_ADD(BatchMatMul)
   STUB_ADD(Cast)
   STUB_ADD(Concatenation)
@@ -97,13 +127,15 @@ class MicroInterpreter {
       : arena_(arena), fits_(model->content == ddunet_model && size >= 4 * kPixels) {}
 
   TfLiteStatus AllocateTensors() {
-    input_.data.uint8 = arena_;
-    output_.data.uint8 = arena_ + 3 * kPixels;
+    input_ = {{reinterpret_cast<int8_t*>(arena_)}, 3 * kPixels, kTfLiteInt8, false};
+    output_ = {{reinterpret_cast<int8_t*>(arena_ + 3 * kPixels)}, kPixels, kTfLiteInt8, false};
     return fits_ ? kTfLiteOk : kTfLiteError;
   }
-  TfLiteTensor* input(size_t) { return &input_; }
-  TfLiteTensor* output(size_t) { return &output_; }
+  TfLiteTensor* input(size_t) { return reinterpret_cast<TfLiteTensor*>(&input_); }
+  TfLiteTensor* output(size_t) { return reinterpret_cast<TfLiteTensor*>(&output_); }
+  size_t arena_used_bytes() const { return 4 * kPixels; }
   TfLiteStatus Invoke() {
+    if (++runs_ > STUB_FAILS) return kTfLiteError;
     for (size_t i = 0; i < kPixels; ++i) {
       const int8_t* pixel = input_.data.int8 + 3 * i;
       output_.data.int8[i] = static_cast<int8_t>((pixel[0] + pixel[1] + pixel[2]) / 3);
@@ -115,7 +147,8 @@ class MicroInterpreter {
   static constexpr size_t kPixels = DDUNET_MODEL_HEIGHT * DDUNET_MODEL_WIDTH;
   uint8_t* arena_;
   bool fits_;
-  TfLiteTensor input_, output_;
+  int runs_ = 0;
+  StaticTensor input_, output_;
 };
 
 }  // namespace STUB_NAMESPACE
