@@ -73,7 +73,8 @@ GOOD = (
     "from PIL import Image\n"
     "import numpy as np\n"
     "noise = np.random.default_rng(0).integers(0, 256, (SIDE, 4 * SIDE, 3), np.uint8)\n"
-    "display(Image.fromarray(noise))\n"
+    "for _ in range(3):\n"
+    "    display(Image.fromarray(noise))\n"
     "Markdown('| a | b |\\n| --- | --- |\\n| 1 | 2 |')",
 )
 
@@ -85,8 +86,9 @@ def test_tool_writes_outputs_in_place(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("noise.ipynb: ")
     written = json.loads(path.read_text(encoding="utf-8"))
     assert run_notebooks.faults(written) == []
-    picture, table = written["cells"][1]["outputs"]
-    assert "image/jpeg" in picture["data"]  # it was a PNG of 1 MB
+    *pictures, table = written["cells"][1]["outputs"]
+    assert len(pictures) == 3
+    assert all("image/jpeg" in picture["data"] for picture in pictures)  # from PNGs of 1 MB
     assert "text/markdown" in table["data"]
     assert "execution" not in written["cells"][1]["metadata"]
     assert written["metadata"]["language_info"] == {"name": "python"}

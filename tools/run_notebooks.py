@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import copy
 import io
 import os
 import re
@@ -40,8 +41,9 @@ MAX_NOTEBOOK_BYTES = 400_000
 
 MAX_PNG_BYTES = 40_000
 MAX_PICTURE_WIDTH = 1000
-JPEG_QUALITY = 80
-"""A larger PNG becomes a JPEG of at most this width, in pixels."""
+JPEG_QUALITIES = (80, 70, 60, 50)
+"""A larger PNG becomes a JPEG of at most this width, in pixels, and of the first of these qualities
+with which the notebook is small enough."""
 
 MACHINE_PATH = re.compile(
     r"(?<![\w./])/(?:work|home|root|tmp|var|usr|opt|mnt|srv|Users|private)/|\b[A-Z]:\\"
@@ -95,10 +97,7 @@ def execute(path: Path, values: Mapping[str, Any] | None = None) -> Notebook:
         # without the start-up files of this user's IPython
         client.execute(env=os.environ | ENVIRONMENT | {"IPYTHONDIR": folder})
     notebook.metadata.language_info = {"name": "python"}
-    for output in _outputs(notebook):
-        if "image/png" in output.get("data", {}):
-            _shrink(output)
-    return notebook
+    return _shrink(notebook)
 
 
 def _assign(notebook, values):
@@ -109,7 +108,19 @@ def _assign(notebook, values):
         cell["source"] += f"\n{name} = {value!r}"
 
 
-def _shrink(output):
+def _shrink(notebook):
+    """A copy in which large PNGs are JPEGs, smaller ones if the notebook is large otherwise."""
+    for quality in JPEG_QUALITIES:
+        smaller = copy.deepcopy(notebook)
+        for output in _outputs(smaller):
+            if "image/png" in output.get("data", {}):
+                _compress(output, quality)
+        if len(as_text(smaller).encode()) <= MAX_NOTEBOOK_BYTES:
+            break
+    return smaller
+
+
+def _compress(output, quality):
     """Makes a JPEG of an output's PNG if it is large."""
     data = output["data"]
     content = base64.b64decode(data["image/png"])
@@ -123,7 +134,7 @@ def _shrink(output):
         height = round(picture.height * MAX_PICTURE_WIDTH / picture.width)
         picture = picture.resize((MAX_PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=JPEG_QUALITY, optimize=True)
+    picture.save(file, format="JPEG", quality=quality, optimize=True)
     del data["image/png"]
     data["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
     if "image/png" in output["metadata"]:  # at which width it is shown
