@@ -34,7 +34,11 @@ def run_horizon(arguments: argparse.Namespace) -> None:
     if array is not None:
         write_horizon_array(array, valid, arguments.size)
         height, width = arguments.size
-        print(f"wrote {array}: one bit for each of {width}x{height} pixels")
+        frame_height, frame_width = valid.shape
+        print(
+            f"wrote {array}: one bit for each of {width}x{height} pixels, "
+            f"for frames of the proportions {frame_width}x{frame_height}"
+        )
 
 
 def _check_options(arguments):

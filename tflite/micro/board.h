@@ -1,5 +1,5 @@
 /* What the application (sky_app.cc) asks of a board: three functions for you to write.
-   board_host.c has them for a computer, ../esp32/main/board_esp32.c for an ESP32 with a camera. */
+   board_host.c has them for a computer, ../esp32/main/camera.c for an ESP32 with a camera. */
 #ifndef BOARD_H_
 #define BOARD_H_
 

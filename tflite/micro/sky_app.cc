@@ -25,11 +25,13 @@
 #if __has_include("ddunet_horizon.h")
 #include "ddunet_horizon.h"
 #define SKY_VALID ddunet_horizon
+#define SKY_HORIZON "with a horizon"
 static_assert(DDUNET_HORIZON_WIDTH == DDUNET_MODEL_WIDTH &&
                   DDUNET_HORIZON_HEIGHT == DDUNET_MODEL_HEIGHT,
               "ddunet_horizon.h is for another size: write it anew with --size of the network");
 #else
 #define SKY_VALID nullptr
+#define SKY_HORIZON "no horizon"
 #endif
 
 #ifndef SKY_ARENA_BYTES
@@ -91,9 +93,9 @@ int sky_setup(void) {
     return Fail("input and output are not int8 of the right size; is TF_LITE_STATIC_MEMORY defined?");
   }
   interpreter = &the_interpreter;
-  MicroPrintf("sky: %d x %d pixels, %d of %d bytes of the arena in use", static_cast<int>(kWidth),
-              static_cast<int>(kHeight), static_cast<int>(interpreter->arena_used_bytes()),
-              static_cast<int>(sizeof(arena)));
+  MicroPrintf("sky: %d x %d pixels, %d of %d bytes of the arena in use, " SKY_HORIZON,
+              static_cast<int>(kWidth), static_cast<int>(kHeight),
+              static_cast<int>(interpreter->arena_used_bytes()), static_cast<int>(sizeof(arena)));
   return 1;
 }
 

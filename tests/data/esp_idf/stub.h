@@ -26,6 +26,7 @@ const char *esp_err_to_name(esp_err_t error);
 #define ESP_LOGI(tag, format, ...) ESP_LOG_STUB("I", tag, format __VA_OPT__(, ) __VA_ARGS__)
 
 __attribute__((noreturn)) void esp_deep_sleep(uint64_t time_in_us);
+__attribute__((noreturn)) void esp_restart(void);
 
 /* FreeRTOS */
 typedef uint32_t TickType_t;
