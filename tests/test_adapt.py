@@ -188,6 +188,7 @@ def ddunet(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_adapts(eagerly, capsys, model_file, frames, tmp_path):
     size = ["--image-size", SIDE, "--batch-size", 4, "--skies", 8]
     command = ["adapt", model_file, frames[0], "--out", tmp_path / "run", "--steps", 2, *size]

@@ -79,6 +79,7 @@ GOOD = (
 )
 
 
+@pytest.mark.slow
 def test_tool_writes_outputs_in_place(tmp_path, capsys):
     path = tmp_path / "noise.ipynb"
     nbformat.write(notebook_of(*GOOD), path)
@@ -94,6 +95,7 @@ def test_tool_writes_outputs_in_place(tmp_path, capsys):
     assert written["metadata"]["language_info"] == {"name": "python"}
 
 
+@pytest.mark.slow
 def test_tool_leaves_a_notebook_as_it_is_whose_outputs_are_not_fit(tmp_path, capsys):
     path = tmp_path / "noise.ipynb"
     nbformat.write(notebook_of(*GOOD, "import tempfile\nprint(tempfile.mkdtemp())"), path)
@@ -103,6 +105,7 @@ def test_tool_leaves_a_notebook_as_it_is_whose_outputs_are_not_fit(tmp_path, cap
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_tool_runs_with_other_values(tmp_path):
     path = tmp_path / "side.ipynb"
     nbformat.write(notebook_of("SIDE = 300", "print(SIDE)"), path)

@@ -207,6 +207,7 @@ def test_other_networks(settings):
     assert np.abs(logits[wrong]).max(initial=0) < 0.15 * np.ptp(logits)  # near the threshold
 
 
+@pytest.mark.slow
 def test_float_files():
     inputs = photos().astype("float32") - 128
     whole = float_file()

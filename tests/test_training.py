@@ -203,6 +203,7 @@ def test_learning_rate_instead_of_the_recipes(skies, tmp_path):
     assert rates == pytest.approx([1e-5, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eagerly")
 def test_mixed_precision_trains(skies, tmp_path):
     run = train(skies, tmp_path / "run", epochs=1, mixed_precision=True, verbose=0, **SMALL)
