@@ -30,7 +30,11 @@ for (const name of ["csi.py", "image.py", "ml.py", "frames"]) {
 try {
   python.runPython(readFileSync("sky.py", "utf8"));
 } catch (error) {
-  if (!String(error).includes("SystemExit")) throw error;
+  if (!String(error).includes("SystemExit")) {
+    // Node.js itself would print the package's source, and end before all of it is written
+    console.error(String(error));
+    process.exitCode = 1;
+  }
 }
 if (python.FS.analyzePath("shown").exists) writeFileSync("shown", python.FS.readFile("shown"));
 """.replace("PACKAGE", PACKAGE.rpartition("@")[0])
