@@ -208,9 +208,9 @@ def read_config(path: StrPath) -> Values:
             rule = fields[name].metadata["rule"]
             if isinstance(rule, Each) and isinstance(value, str):
                 value = [value]  # one of several may stand alone
-            values[name] = value = _with_home(value)
+            values[name] = _with_home(value)
             try:
-                rule.check(name, value)
+                rule.check(name, values[name])
             except ValueError as error:
                 raise DataError(f"{path}: [{section}]: {error}") from None
     return content

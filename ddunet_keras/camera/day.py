@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddunet_keras.camera.records import time_in_name
+from ddunet_keras.camera.records import frame_time
 from ddunet_keras.files import (
     MAX_TEXT_BYTES,
     DataError,
@@ -310,10 +309,10 @@ def _predictions(path) -> Iterator[Any]:
 def _time_of(record):
     """When a photo was taken; a time in its name says more than when the file was written."""
     if record.get("taken_from") == "file" and isinstance(record.get("image"), str):
-        with contextlib.suppress(ValueError, OverflowError, OSError):  # 31 February
-            time = time_in_name(PurePath(record["image"]).name)
-            if time is not None:
-                return time.isoformat(timespec="seconds")
+        name = PurePath(record["image"]).name
+        time, source = frame_time(None, None, name, changed=None, now=0.0, time_from="name")
+        if source == "name":
+            return time.isoformat(timespec="seconds")
     return record.get("taken")
 
 

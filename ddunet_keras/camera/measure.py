@@ -97,10 +97,9 @@ class Measure:
     def _find_disc(self, image: np.ndarray) -> Horizon:
         horizon = find_horizon("auto", image)
         key = ("disc", image.shape[:2])
-        if horizon.disc is not None:
-            self._kept.pop(key, None)
-        elif key not in self._kept:
-            return horizon
+        if horizon.disc is None:
+            return self._kept.get(key, horizon)
+        self._kept.pop(key, None)
         return self._keep(key, lambda: horizon)
 
     def _zone_mask(self, zone: str, shape: tuple[int, int], disc: Disc | None) -> np.ndarray:

@@ -114,31 +114,19 @@ def frame_time(
         with contextlib.suppress(ValueError, OverflowError, OSError):  # 31 February, the year 1
             if source == "exif" and taken_from in ("exif", "fits"):
                 return datetime.fromisoformat(str(taken)).astimezone(), taken_from
-            if source == "name" and (found := time_in_name(name)) is not None:
-                return found, source
+            if source == "name" and (found := _time_in_name(name)) is not None:
+                return found.astimezone(), source
             if source == "file" and changed is not None:
                 return datetime.fromtimestamp(changed).astimezone(), source
     return datetime.fromtimestamp(now).astimezone(), "clock"
 
 
-def time_in_name(name: str) -> datetime | None:
-    """The date and time in a file's name, in local time with its offset; None if there is none.
-
-    Raises:
-        ValueError: there is no such day, or no such time.
-
-    Example:
-
-    >>> time_in_name("image-20260601223045Z.jpg").timestamp()
-    1780353045.0
-    """
+def _time_in_name(name):
     match = NAME_TIME.search(name)
     if match is None:
         return None
     *numbers, utc = match.groups()
-    year, month, day, hour, minute, second = map(int, numbers)
-    time = datetime(year, month, day, hour, minute, second)
-    return (time.replace(tzinfo=timezone.utc) if utc else time).astimezone()
+    return datetime(*map(int, numbers), tzinfo=timezone.utc if utc else None)
 
 
 def age_of(record: Mapping[str, Any], now: float) -> float:

@@ -146,8 +146,8 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
     is_count = isinstance(arena_bytes, (int, np.integer)) and arena_bytes > 0
     if arena_bytes is not None and not is_count:
         raise ValueError(f"`arena_bytes` must be positive. Received: arena_bytes={arena_bytes!r}")
-    model = read_tflite(data)
     data = file_bytes(data)
+    model = read_tflite(data)
     kind, _ = check_segmenter(model)
     source, result = _input_and_output(model)
     if not source.type == result.type == schema.TensorType.INT8:
