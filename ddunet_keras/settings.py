@@ -194,6 +194,7 @@ def setting(
     help: str,
     optional: bool = False,
     metavar: str | None = None,
+    example: Any = None,
     option: str | None = None,
     positional: bool = False,
 ) -> Any:
@@ -205,6 +206,7 @@ def setting(
         help: what it is, in a line; it stands in the docstring and in `--help`.
         optional: admit None, too, as is done anyway where it is the default.
         metavar: the value's name in `--help`.
+        example: what a value may look like, for a file of settings that shows those without one.
         option: the option's name where it is not made from the field's, such as "--qat".
         positional: on the command line a positional argument in place of an option.
     """
@@ -213,6 +215,7 @@ def setting(
         "help": help,
         "optional": optional or default is None,
         "metavar": metavar,
+        "example": example,
         "option": option,
         "positional": positional,
     }

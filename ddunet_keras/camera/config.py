@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class WatchConfig:
         SourceText("a folder, a file or an http(s) address"),
         help="where the frames come from: a folder, a file that is replaced, or an http(s) address",
         metavar="SOURCE",
+        example="/home/pi/allsky/images",
     )
     out: Path = setting(
         PATH, Path("watch"), help="folder for the log, state.json and pictures", metavar="DIR"
@@ -78,10 +80,18 @@ class WatchConfig:
         Text(), DEFAULT, help="a .tflite or .keras file, or a preset, int8", metavar="MODEL"
     )
     threads: int | None = setting(
-        POSITIVE, None, help="threads that run a .tflite file; else one for each core", metavar="N"
+        POSITIVE,
+        None,
+        help="threads that run a .tflite file; else one for each core",
+        metavar="N",
+        example=2,
     )
     delegate: str | None = setting(
-        Text(), None, help="edgetpu, or the library of another LiteRT delegate", metavar="NAME"
+        Text(),
+        None,
+        help="edgetpu, or the library of another LiteRT delegate",
+        metavar="NAME",
+        example="edgetpu",
     )
     threshold: float = setting(
         Number(float, 1e-6, 1 - 1e-6, "a number between 0 and 1"),
@@ -95,17 +105,20 @@ class WatchConfig:
         help="where frames show sky: a mask picture (white is sky), circle:x,y,r in pixels, or "
         "auto, which finds the disc of a fisheye",
         metavar="MASK|circle:x,y,r|auto",
+        example="/home/pi/horizon.png",
     )
     zone: tuple[str, ...] | None = setting(
         Each(Text()),
         None,
         help="parts of the sky whose cover is told, too: zenith:DEGREES, circle:x,y,r, or a mask",
         metavar="ZONE",
+        example=("zenith:30",),
     )
     bayer: str | None = setting(
         Choice((*PATTERNS, NO_MOSAIC)),
         None,
         help="gray files hold the mosaic of a colour sensor with this pattern; NONE: they do not",
+        example="RGGB",
     )
     channel_order: str = setting(
         Choice(CHANNEL_ORDERS), "rgb", help="bgr: files were written with red and blue exchanged"
@@ -150,26 +163,6 @@ SECTIONS: dict[str, type] = {
     "mqtt": MqttConfig,
 }
 """The sections of the file, and the configuration of each."""
-
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "watch": {
-        "source": "/home/pi/allsky/images",
-        "threads": 2,
-        "delegate": "edgetpu",
-        "horizon": "/home/pi/horizon.png",
-        "zone": ["zenith:30"],
-        "bayer": "RGGB",
-    },
-    "safety": {"zone": "zenith:30", "text_file": "/srv/share/safety.txt"},
-    "mqtt": {
-        "port": 1883,
-        "username": "camera",
-        "password_file": "/etc/ddunet/mqtt_password",
-        "password_env": "MQTT_PASSWORD",
-        "ca_file": "/etc/ddunet/ca.pem",
-    },
-}
-"""Section -> setting that has no default -> what it may look like."""
 
 WIDTH = 100
 """Longest line of a comment in the file."""
@@ -271,11 +264,11 @@ def config_text(values: Values) -> str:
     for section, config_class in SECTIONS.items():
         lines += ["", f"[{section}]"]
         for field in dataclasses.fields(config_class):
-            lines += ["", *_setting_lines(field, section, values)]
+            lines += ["", *_setting_lines(field, values.get(section, {}))]
     return "\n".join(lines) + "\n"
 
 
-def _setting_lines(field: dataclasses.Field, section: str, values: Values) -> list[str]:
+def _setting_lines(field: dataclasses.Field, values: Mapping[str, Any]) -> list[str]:
     """The comment on a setting, and its value; of one without any, an example of it."""
     rule = field.metadata["rule"]
     comment = field.metadata["help"]
@@ -287,9 +280,9 @@ def _setting_lines(field: dataclasses.Field, section: str, values: Values) -> li
     if has_default:
         comment += f"; default {_toml(field.default)}"
     lines = textwrap.wrap(comment, WIDTH, initial_indent="# ", subsequent_indent="# ")
-    value = values.get(section, {}).get(field.name, field.default if has_default else None)
+    value = values.get(field.name, field.default if has_default else None)
     if value is None:
-        return [*lines, f"# {field.name} = {_toml(EXAMPLES[section][field.name])}"]
+        return [*lines, f"# {field.name} = {_toml(field.metadata['example'])}"]
     return [*lines, f"{field.name} = {_toml(value)}"]
 
 

@@ -74,17 +74,30 @@ class MqttConfig:
 
     enabled: bool = setting(FLAG, False, help="publish by MQTT, for Home Assistant")
     host: str = setting(BROKER_NAME, "127.0.0.1", help="the broker's name or address")
-    port: int | None = setting(PORT, None, help="the broker's port; 1883, or 8883 with TLS")
-    username: str | None = setting(Text(), None, help="user of the broker")
+    port: int | None = setting(
+        PORT, None, help="the broker's port; 1883, or 8883 with TLS", example=1883
+    )
+    username: str | None = setting(Text(), None, help="user of the broker", example="camera")
     password_file: Path | None = setting(
-        PATH, None, help="file that has the password in its first line", metavar="FILE"
+        PATH,
+        None,
+        help="file that has the password in its first line",
+        metavar="FILE",
+        example="/etc/ddunet/mqtt_password",
     )
     password_env: str | None = setting(
-        Text(), None, help="environment variable that has the password", metavar="NAME"
+        Text(),
+        None,
+        help="environment variable that has the password",
+        metavar="NAME",
+        example="MQTT_PASSWORD",
     )
     tls: bool = setting(FLAG, False, help="encrypt, and check the broker's certificate")
     ca_file: Path | None = setting(
-        PATH, None, help="certificate that signed the broker's; else those of the system"
+        PATH,
+        None,
+        help="certificate that signed the broker's; else those of the system",
+        example="/etc/ddunet/ca.pem",
     )
     device_id: str = setting(
         IDENTIFIER, "sky_camera", help="identifies the camera: another for each on one broker"

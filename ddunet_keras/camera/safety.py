@@ -63,10 +63,18 @@ unsafe_percent=50.0
         Number(float, 0, 1, "0 to 1"), 0.5, help="a frame of less confidence is unsafe"
     )
     zone: str | None = setting(
-        Text(), None, help="zone whose cover counts; without it, the whole sky's", metavar="ZONE"
+        Text(),
+        None,
+        help="zone whose cover counts; without it, the whole sky's",
+        metavar="ZONE",
+        example="zenith:30",
     )
     text_file: Path | None = setting(
-        PATH, None, help="text file that says whether it is safe, for N.I.N.A.", metavar="FILE"
+        PATH,
+        None,
+        help="text file that says whether it is safe, for N.I.N.A.",
+        metavar="FILE",
+        example="/srv/share/safety.txt",
     )
 
     def __post_init__(self) -> None:
