@@ -14,9 +14,9 @@ PRESETS: dict[str, dict[str, str]] = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "947de36f24ea47e4bf45b9422c9d237ba59ee25324769c06abe7d3b361eaf5c7",
+        "sha256": "4da1f2b9d0651581ca8f83f4e2be3bc7bdba76541e1343632ef85c577041759a",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "3cff10deb4d73204fd6408cec9b8375f480b1e3abc6b5cd18a96f75fcc109f25",
+        "tflite_sha256": "00f24487ca748e600abe2a452ca6eea5b8509a5915763c55daa20ba5020310be",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",

@@ -127,7 +127,7 @@ class Augmentation:
         photo, mask = self._cut(image, labels, cut_size, random)
         photo = self._recolour(photo, random)
         if random.uniform() < self.other_camera:
-            photo = _through_other_camera(photo, random)
+            photo = through_other_camera(photo, random)
 
         image = np.rot90(np.asarray(photo), turns)
         labels = np.rot90(np.asarray(mask), turns)
@@ -190,8 +190,8 @@ NO_AUGMENTATION = Augmentation(
 """Changes nothing. A `Pipeline` with it still shuffles."""
 
 
-def _through_other_camera(photo, random):
-    """The photo as another camera might have taken it, uint8 (h, w, 3)."""
+def through_other_camera(photo: Image.Image, random: np.random.Generator) -> np.ndarray:
+    """An RGB photo as another camera might have taken it, uint8 (h, w, 3): `other_camera`."""
     exposure = min(random.lognormal(-0.1, EXPOSURE), BRIGHTEST_EXPOSURE)
     is_mono = random.uniform() < MONO
     if is_mono:
@@ -201,11 +201,11 @@ def _through_other_camera(photo, random):
         gains = np.exp(warmth + random.normal(0, TINT, 3))
         matrix = exposure * np.diag(gains)
     matrix = np.hstack([matrix, np.zeros((3, 1))])
-    values = np.asarray(photo.convert("RGB", tuple(matrix.ravel())), np.float32)
+    values = np.array(photo.convert("RGB", tuple(matrix.ravel())), np.float32)
     height, width = values.shape[:2]
     rows, columns = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     corner = random.uniform(0, VIGNETTE) * random.integers(2)
-    values = values * np.float32(1 - corner * (rows**2 + columns**2) / 2)[..., None]
+    values *= (1 - corner * (rows**2 + columns**2) / 2).astype(np.float32)[..., None]
     noise = random.standard_normal((height, width, 1 if is_mono else 3), np.float32)
     values += 255 * NOISE * random.uniform() ** 2 * noise
     return values.clip(0, 255).round().astype(np.uint8)

@@ -387,13 +387,18 @@ class _Network:
         filters, channels, _ = offset.shape
         channel_sum = np.ones((1, 1, channels, 1))
         taps = []
-        for tap, output in np.ndindex(9, filters):
-            part = f"{name}_tap_{tap}_{output}"
-            generator = kernel[None, None, :, output, :, tap]
-            weight = build.conv(hidden, generator, offset[output, :, tap], f"{part}_weight")
-            multiply = layers.Multiply(name=f"{part}_product")
-            product = Features(multiply([decoded.tensor, weight.tensor]), ((None, channels),))
-            taps.append(build.conv(product, channel_sum, None, part))
+        for tap in range(9):
+            outputs = []
+            for output in range(filters):
+                part = f"{name}_tap_{tap}_{output}"
+                generator = kernel[None, None, :, output, :, tap]
+                weight = build.conv(hidden, generator, offset[output, :, tap], f"{part}_weight")
+                multiply = layers.Multiply(name=f"{part}_product")
+                product = Features(multiply([decoded.tensor, weight.tensor]), ((None, channels),))
+                outputs.append(build.conv(product, channel_sum, None, part))
+            # tap by tap, as TFLM concatenates at most ten tensors
+            several = len(outputs) > 1
+            taps.append(build.concatenate(outputs, f"{name}_tap_{tap}") if several else outputs[0])
         return build.concatenate(taps, f"{name}_taps").tensor
 
     def means(self, x, name, parts) -> Features:

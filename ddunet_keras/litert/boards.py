@@ -114,6 +114,29 @@ BOARDS = (
         clock_mhz=480,
     ),
     Board(
+        # MicroPython's second heap in the SDRAM, which the module `ml` takes an arena from, less
+        # 1 MiB for the script; files lie in 8 MB of flash (boards/OPENMV4P/board_config.h)
+        "OpenMV H7 Plus",
+        ram_kib=32 * 1024,
+        contiguous_kib=4 * 1024,
+        arena_kib=3 * 1024,
+        flash_kib=8 * 1024,
+        core="cortex-m7",
+        clock_mhz=480,
+        external_memory=True,
+    ),
+    Board(
+        # the same with a heap of 8 MiB (boards/OPENMV_RT1060/board_config.h)
+        "OpenMV RT1062",
+        ram_kib=32 * 1024,
+        contiguous_kib=8 * 1024,
+        arena_kib=7 * 1024,
+        flash_kib=8 * 1024,
+        core="cortex-m7",
+        clock_mhz=600,
+        external_memory=True,
+    ),
+    Board(
         # 0x34064000 to 0x343C0000. Its own NPU is no Ethos-U
         "STM32N6 (OpenMV N6)",
         ram_kib=4300,
