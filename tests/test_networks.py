@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import slow_case
 
 import ddunet_keras as dd
 from ddunet_keras.files import DataError
@@ -22,7 +23,7 @@ from ddunet_keras.reference import load_paddle_weights, load_state
 SIZE = (32, 64)
 SMALL = ("cloudsegnet", "ucloudnet_k2")
 LARGE = tuple(name for name in NETWORKS if name not in SMALL)
-ALL = (*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE))
+ALL = (*SMALL, *map(slow_case, LARGE))
 
 WITH_TWO_LOGITS = {
     "unet": 24_891_202,
@@ -61,8 +62,9 @@ def randomize(model):
         layer.set_weights(values)
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=ALL, scope="module")
 def model(request):
+    """A network that no test trains further: the large ones take long to build."""
     keras.utils.set_random_seed(2)
     built = build_network(request.param, image_shape=(*SIZE, 3))
     randomize(built)

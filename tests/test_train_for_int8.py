@@ -52,8 +52,8 @@ def test_loss_is_the_divergence_of_probabilities():
     truth, logits = rng.normal(size=(2, 1, 4, 4, 1)).astype("float32")
     p, q = (1 / (1 + np.exp(-x.astype("float64"))) for x in (truth, logits))
     expected = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
-    model = DDUNet((32, 32, 3), base_channels=2)
-    network = module.Robust(model, DDUNet((32, 32, 3), base_channels=2), model, weight=10)
+    model = DDUNet((32, 32, 3), base_channels=2, variant="baseline")
+    network = module.Robust(model, model, model, weight=10)
     same = network.compute_loss(y_pred=[[truth], [logits], [logits]])
     assert float(same) == pytest.approx(expected, rel=1e-4)
     # a small move of the logits costs ten times its divergence
@@ -82,7 +82,7 @@ def test_training_lowers_what_rounding_moves(folder, tmp_path):
 
 @pytest.mark.parametrize("name, message", [("a.h5", "must end in .keras"), ("a.keras", "classes")])
 def test_bad_input_is_one_line(name, message, folder, tmp_path, capsys):
-    model = DDUNet((32, 32, 3), base_channels=2, num_classes=3)
+    model = DDUNet((32, 32, 3), base_channels=2, variant="baseline", num_classes=3)
     model.save(tmp_path / "three.keras")
     with pytest.raises(SystemExit) as caught:
         module.main([str(folder), str(tmp_path / "three.keras"), str(tmp_path / name)])
