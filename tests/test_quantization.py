@@ -132,7 +132,7 @@ def test_kernels_agree_on_the_scale_of_every_relu():
     assert len(ratios) == 4 and max(ratios) > 1
 
 
-@pytest.mark.parametrize("form", ["portable", "xnnpack"])
+@pytest.mark.parametrize("form", ["portable", slow_case("xnnpack")])
 def test_the_converter_keeps_every_range(form):
     """It unites ranges where an operator has one scale; `tensor_ranges` knows of it."""
     data = float_file(form)
