@@ -210,6 +210,13 @@ def write_description(source, path, **changes):
             new.writestr(name, data)
 
 
+@pytest.fixture(scope="module")
+def good_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("networks") / "good.keras"
+    build_network("cloudsegnet", (32, 32, 3)).save(path)
+    return path
+
+
 LAYER = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}}
 
 
@@ -227,9 +234,8 @@ LAYER = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}
         {"config": {"color": "blue"}},
     ],
 )
-def test_a_file_that_names_something_else_is_refused(changes, tmp_path):
-    build_network("cloudsegnet", (32, 32, 3)).save(tmp_path / "good.keras")
-    write_description(tmp_path / "good.keras", tmp_path / "bad.keras", **changes)
+def test_a_file_that_names_something_else_is_refused(good_file, changes, tmp_path):
+    write_description(good_file, tmp_path / "bad.keras", **changes)
     with pytest.raises(DataError, match=r"bad\.keras: no readable"):
         load_model(tmp_path / "bad.keras")
 
