@@ -48,7 +48,6 @@ WIDE = {"base_channels": 4}
     [
         ("portable", {}),
         ("xnnpack", {"num_classes": 3, "upsampling": "align_corners"}),
-        ("xnnpack", {**WIDE, "dtype": "mixed_float16"}),
         ("portable", {"variant": "dmsc", "num_classes": 3}),
         ("portable", {"variant": "baseline"}),
     ],

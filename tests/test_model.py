@@ -62,7 +62,7 @@ def segmenter():
         ("baseline", 8, 320_497, 322_449),
         ("dmsc", 8, 275_461, 281_845),
         ("full", 4, 87_255, 90_447),
-        ("full", 16, 1_240_407, 1_253_175),
+        slow_case("full", 16, 1_240_407, 1_253_175),
     ],
 )
 def test_parameter_counts_are_the_papers(variant, base_channels, trainable, total):
