@@ -32,11 +32,11 @@ def shipped(skies, tmp_path_factory):
     root = tmp_path_factory.mktemp("shipped")
     dataset = open_dataset(skies)
     keras.utils.set_random_seed(0)  # some random weights are too far apart for int8
-    split, model = make_split(dataset), DDUNet((*SIZE, 3), base_channels=2, variant="dmsc")
+    split, model = make_split(dataset), DDUNet((*SIZE, 3), base_channels=2, variant="baseline")
     (root / "weights" / "small").mkdir(parents=True)
     model.save(root / "weights" / "small" / "small.keras")
     split.save(root / "weights" / "small" / "split.json")
-    settings = {"image_size": SIZE, "variant": "dmsc", "base_channels": 2, "also": []}
+    settings = {"image_size": SIZE, "variant": "baseline", "base_channels": 2, "also": []}
     (root / "weights" / "small" / "run.json").write_text(json.dumps({"settings": settings}))
     photos = labelled_photos(dataset, split, SIZE, count=4, verify=1)
     (root / "files").mkdir()
@@ -54,7 +54,7 @@ def test_each_form_is_scored_on_the_test_part(skies, shipped):
     assert {row["dtype"] for row in result["rows"]} == {"float32", "int8"}
     whole = [row for row in result["rows"] if row["images"] == len(split.test)]
     assert len(whole) == 2
-    model = DDUNet((*SIZE, 3), base_channels=2, variant="dmsc")
+    model = DDUNet((*SIZE, 3), base_channels=2, variant="baseline")
     model.load_weights(weights / "small" / "small.keras")
     expected = evaluate(model.predict_probabilities, dataset, split.test).overall
     assert whole[0]["miou"] == pytest.approx(expected["image_mean"]["miou"], abs=1e-6)
@@ -150,6 +150,7 @@ def test_ablation_of_no_data_is_one_line(tmp_path, capsys):
     assert "nowhere: no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_public_names_keep_their_kind_after_every_import():
     """`ddunet_keras.benchmark` was a function at first access and a module ever after."""
     code = """

@@ -46,7 +46,11 @@ def photos(skies):
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory, model):
+def file(tmp_path_factory):
+    """Of the variant that is loaded the fastest, with a head like that of `model`."""
+    model = DDUNet((32, 32, 3), base_channels=2, variant="baseline")
+    head = model.get_layer("head_1")
+    head.set_weights([head.get_weights()[0], head.get_weights()[1] + 3])
     path = tmp_path_factory.mktemp("model") / "small.keras"
     model.save(path)
     return path

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from marks import slow_case
 from PIL import Image, ImageDraw, ImageFont
 
 from ddunet_keras import cli, read_image, synthetic_sky
@@ -105,8 +106,17 @@ class Camera:
             yield self.photo(sky, TIMES[index % 4])
 
 
-@pytest.mark.parametrize("is_fisheye", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed, is_fisheye",
+    [
+        (0, False),
+        (1, True),
+        slow_case(0, True),
+        slow_case(1, False),
+        slow_case(2, False),
+        slow_case(2, True),
+    ],
+)
 def test_the_sky_is_found_behind_a_foreground(skies, seed, is_fisheye):
     camera = Camera(seed, is_fisheye)
     found = learn_horizon(camera.photos(skies))

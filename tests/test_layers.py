@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras.src.testing import TestCase
+from marks import slow_case
 
 from ddunet_keras.layers import (
     DMSC,
@@ -420,8 +421,15 @@ def test_up_conv_bn_relu(size, upsampling, training):
     )
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("upsampling", ["bilinear", "align_corners"])
+@pytest.mark.parametrize(
+    "policy, upsampling",
+    [
+        ("mixed_float16", "bilinear"),
+        ("mixed_bfloat16", "align_corners"),
+        slow_case("mixed_float16", "align_corners"),
+        slow_case("mixed_bfloat16", "bilinear"),
+    ],
+)
 def test_up_conv_bn_relu_trains_with_xla_in_mixed_precision(policy, upsampling):
     """On a GPU Keras compiles with XLA by itself; the ReLU's gradient is where types must agree."""
     x, y = draw(2, 3, 5, 4), draw(2, 6, 10, 2)

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from marks import slow_case
 from random_tflite import Network, photos, random_network, reference, u_net
 from tiny_tflite import tiny_tflite
 
@@ -26,10 +27,16 @@ from ddunet_keras.litert.order import reorder, search_order
 from ddunet_keras.litert.run import run_tflm
 from ddunet_keras.litert.schedule import fit_memory
 
+
+def seeds(count, few):
+    """So many seeds; those beyond the first few are slow tests."""
+    return [*range(few), *map(slow_case, range(few, count))]
+
+
 # === Strips ===
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(12, few=4))
 def test_any_region_in_any_number_of_strips_gives_the_same_bits(seed):
     data = random_network(seed)
     expected = reference(data)
@@ -155,7 +162,7 @@ def run_in_planned_arena(data):
         np.testing.assert_array_equal(place(index), content[index])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6, few=3))
 def test_nothing_overwrites_what_is_still_read(seed):
     model = read_tflite(random_network(seed))
     reorder(model)

@@ -1,5 +1,6 @@
 """The network as a Keras model: its size, shapes, files, training and `segment`."""
 
+import functools
 import json
 import os
 import zipfile
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import slow_case
 
 from ddunet_keras.files import DataError, WriteError
 from ddunet_keras.images import normalize, resize_image, resize_probabilities
@@ -39,11 +41,16 @@ def small(variant="baseline", image_shape=(32, 48, 3), **kwargs):
     return DDUNet(image_shape, base_channels=2, variant=variant, **kwargs)
 
 
+@functools.lru_cache
+def shared_model(variant="baseline"):
+    """A model for all tests that leave its weights as they are; to build one takes long."""
+    keras.utils.set_random_seed(1)
+    return small(variant)
+
+
 @pytest.fixture(scope="module")
 def segmenter():
-    """A model that is not trained further."""
-    keras.utils.set_random_seed(1)
-    return small()
+    return shared_model()
 
 
 # --- size and shapes -----------------------------------------------------------------------------
@@ -55,8 +62,7 @@ def segmenter():
         ("baseline", 8, 320_497, 322_449),
         ("dmsc", 8, 275_461, 281_845),
         ("full", 4, 87_255, 90_447),
-        ("full", 8, 323_063, 329_447),
-        ("full", 16, 1_240_407, 1_253_175),
+        slow_case("full", 16, 1_240_407, 1_253_175),
     ],
 )
 def test_parameter_counts_are_the_papers(variant, base_channels, trainable, total):
@@ -66,15 +72,26 @@ def test_parameter_counts_are_the_papers(variant, base_channels, trainable, tota
 
 
 def test_the_defaults_are_the_paper_sized_network():
-    config = DDUNet().get_config()
+    model = DDUNet()
+    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == 323_063
+    assert model.count_params() == 329_447
+    config = model.get_config()
     assert config["image_shape"] == (304, 304, 3) and config["base_channels"] == 8
     assert config["variant"] == "full" and config["upsampling"] == "bilinear"
     assert config["num_classes"] == 2 and config["deep_supervision"] is True
 
 
-@pytest.mark.parametrize("upsampling", ["bilinear", "align_corners"])
-@pytest.mark.parametrize("num_classes, channels", [(2, 1), (3, 3)])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant, num_classes, channels, upsampling",
+    [  # each two values meet
+        ("full", 2, 1, "bilinear"),
+        ("full", 3, 3, "align_corners"),
+        ("dmsc", 2, 1, "align_corners"),
+        ("dmsc", 3, 3, "bilinear"),
+        ("baseline", 2, 1, "bilinear"),
+        ("baseline", 3, 3, "align_corners"),
+    ],
+)
 def test_shapes(variant, num_classes, channels, upsampling):
     model = small(variant, (16, 48, 3), num_classes=num_classes, upsampling=upsampling)
     outputs = numpy_of(model(images(3, 16, 48)))
@@ -86,7 +103,7 @@ def test_shapes(variant, num_classes, channels, upsampling):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_image_does_not_depend_on_its_batch(variant):
-    model, x = small(variant), images(3)
+    model, x = shared_model(variant), images(3)
     together = numpy_of(model(x))
     alone = numpy_of(model(x[1:2]))
     for whole, one in zip(together, alone, strict=True):
@@ -155,7 +172,7 @@ def test_an_unknown_argument_is_refused():
     "kwargs",
     [
         {"variant": "full", "upsampling": "align_corners"},
-        {"variant": "dmsc", "num_classes": 3, "deep_supervision": False},
+        slow_case({"variant": "dmsc", "num_classes": 3, "deep_supervision": False}),
         {"variant": "baseline", "dtype": "mixed_float16", "name": "clouds"},
     ],
     ids=lambda kwargs: kwargs["variant"],
@@ -387,27 +404,40 @@ def model_weight(model, path):
     return next(w for w in model.weights if w.path == path)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
-@pytest.mark.parametrize("rank", [3, 4])
-def test_labels_of_any_number_type_and_rank_train(dtype, rank):
-    model, x, y = small(), images(), labels().astype(dtype)
+@pytest.fixture(scope="module")
+def trained_alone():
+    """A model that one test trains, a step for each of its cases."""
+    model = small()
     model.compile("sgd", SegmentationLoss(), run_eagerly=True)
-    assert np.isfinite(model.train_on_batch(x, y[..., None] if rank == 4 else y))
+    return model
 
 
-def test_fit_evaluate_and_predict_are_plain_keras():
+@pytest.mark.parametrize("dtype, rank", [("uint8", 3), ("uint8", 4), ("int64", 3), ("float32", 4)])
+def test_labels_of_any_number_type_and_rank_train(trained_alone, dtype, rank):
+    x, y = images(), labels().astype(dtype)
+    assert np.isfinite(trained_alone.train_on_batch(x, y[..., None] if rank == 4 else y))
+
+
+# to trace the graphs takes longer than to train
+@pytest.mark.parametrize("eagerly", [True, slow_case(False)])
+def test_fit_evaluate_and_predict_are_plain_keras(eagerly):
     """And the network learns what it is shown: the brighter half of each image is cloud."""
     x = np.full((4, 32, 32, 3), -0.5, "float32")
     x[:2, :16] = x[2:, :, 16:] = 0.5
     y = (x[..., 0] > 0).astype("uint8")
     y[:, :4] = 255
     model = small(image_shape=(32, 32, 3))
-    metrics = [PixelAccuracy(), MeanIoU()]
-    model.compile(keras.optimizers.Adam(0.03), SegmentationLoss(), metrics=metrics)
-    history = model.fit(x, y, batch_size=4, epochs=25, validation_data=(x, y), verbose=0).history
+    model.compile(
+        keras.optimizers.Adam(0.03),
+        SegmentationLoss(),
+        metrics=[PixelAccuracy(), MeanIoU()],
+        run_eagerly=eagerly,
+    )
+    history = model.fit(x, y, batch_size=4, epochs=7, verbose=0).history
     assert history["loss"][-1] < 0.3 * history["loss"][0] and history["accuracy"][-1] > 0.97
+    more = model.fit(x, y, batch_size=4, validation_data=(x, y), verbose=0).history
     scores = model.evaluate(x, y, batch_size=4, verbose=0, return_dict=True)
-    assert scores["miou"] == pytest.approx(history["val_miou"][-1])
+    assert scores["miou"] == pytest.approx(more["val_miou"][-1])
     logits = model.predict(x, batch_size=4, verbose=0)
     right = (logits[:, 4:, :, 0] > 0) == (y[:, 4:] == 1)
     assert scores["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
@@ -415,7 +445,7 @@ def test_fit_evaluate_and_predict_are_plain_keras():
 
 
 def test_three_classes_train():
-    model, x, y = small("dmsc", num_classes=3), images(), labels(num_classes=3)
+    model, x, y = small(num_classes=3), images(), labels(num_classes=3)
     metrics = [PixelAccuracy(3), MeanIoU(3)]
     model.compile("sgd", SegmentationLoss(iou_weight=0.5), metrics=metrics, run_eagerly=True)
     scores = model.train_on_batch(x, y, return_dict=True)
@@ -429,14 +459,14 @@ def compiled(model, **kwargs):
 
 
 def test_one_loss_serves_all_heads():
-    model, x, y = small("full"), images(), labels()
+    model, x, y = shared_model("full"), images(), labels()
     expected = compiled(model).test_on_batch(x, y, return_dict=True)["loss"]
     model.compile("sgd", SegmentationLoss(), run_eagerly=True)
     assert model.test_on_batch(x, y, return_dict=True)["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_metrics_see_the_output_of_full_size():
-    model, x, y = small("full"), images(), labels()
+    model, x, y = shared_model("full"), images(), labels()
     compiled(model, metrics=[PixelAccuracy(), MeanIoU()])
     scores = model.test_on_batch(x, y, return_dict=True)
     predicted = numpy_of(model(x))[0][..., 0] > 0
@@ -448,7 +478,7 @@ def test_metrics_see_the_output_of_full_size():
 
 
 def test_sample_weights_count_for_every_head():
-    model, x, y = small("full"), images(), labels()
+    model, x, y = shared_model("full"), images(), labels()
     compiled(model, loss_weights=[1, 0.5, 0.2])
     loss = model.test_on_batch(x, y, sample_weight=np.array([2.0, 0.0]), return_dict=True)["loss"]
     alone = model.test_on_batch(x[:1], y[:1], return_dict=True)["loss"]
@@ -464,7 +494,7 @@ def test_weights_of_pixels_are_refused_in_one_line():
 
 
 def test_weighted_metrics_weigh_images():
-    model, x, y = small("full"), images(), labels()
+    model, x, y = shared_model("full"), images(), labels()
     compiled(model, metrics=[PixelAccuracy()], weighted_metrics=[PixelAccuracy(name="weighted")])
     scores = model.test_on_batch(x, y, sample_weight=np.array([3.0, 1.0]), return_dict=True)
     right = ((numpy_of(model(x))[0][..., 0] > 0) == y).mean(axis=(1, 2))
@@ -473,7 +503,7 @@ def test_weighted_metrics_weigh_images():
 
 
 def test_each_head_may_have_labels_of_its_own():
-    model, x, y = small("full"), images(), labels()
+    model, x, y = shared_model("full"), images(), labels()
     compiled(model)
     given_once = model.test_on_batch(x, y, return_dict=True)["loss"]
     other = np.zeros((2, 16, 24), "uint8")
@@ -588,6 +618,7 @@ def test_outside_the_horizon_nothing_counts(segmenter):
     assert np.array_equal(array.mask, result.mask)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_three_classes_are_segmented():
     model = small(num_classes=3)
     for variable in model.get_layer("head_1").weights:
@@ -602,8 +633,9 @@ def test_three_classes_are_segmented():
     assert len(np.unique(result.mask)) > 1
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_three_heads_segment_as_the_first():
-    model, image = small("full"), photo(32, 48)
+    model, image = shared_model("full"), photo(32, 48)
     logits = numpy_of(model(normalize(image)[None]))[0][0, ..., 0]
     np.testing.assert_allclose(
         model.segment(image).probabilities, 1 / (1 + np.exp(-logits)), atol=1e-5

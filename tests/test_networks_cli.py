@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from marks import slow_case
 
 from ddunet_keras import TrainingConfig, build_network, cli, open_dataset, write_synthetic
 from ddunet_keras.benchmarks import benchmark
@@ -31,19 +32,27 @@ def skies(tmp_path_factory):
 
 
 @pytest.fixture
-def run(skies, tmp_path, eagerly):
-    """The folder of a training of UCloudNet, which has three outputs."""
+def run(network, skies, tmp_path, eagerly):
+    """The folder of a training."""
     folder = tmp_path / "run"
-    options = ["--network", "ucloudnet_k2", "--epochs", "1", "--image-size", "32,48"]
+    options = ["--network", network, "--epochs", "1", "--image-size", "32,48"]
     options += ["--batch-size", "16", "--recipe", "plain"]
     assert cli.main(["train", str(skies), "--out", str(folder), *options]) == 0
     return folder
 
 
-def test_train_evaluate_predict_and_benchmark(run, skies, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "network",
+    [
+        "cloudsegnet",
+        slow_case("ucloudnet_k2"),  # has three outputs
+    ],
+)
+def test_train_evaluate_predict_and_benchmark(network, run, skies, tmp_path, capsys):
     record = json.loads((run / "run.json").read_text())
-    assert record["settings"]["network"] == "ucloudnet_k2"
-    assert record["settings"]["variant"] is None and record["parameters"] == 47_169
+    assert record["settings"]["network"] == network
+    assert record["settings"]["variant"] is None
+    assert record["parameters"] == NETWORKS[network].parameters
 
     best = str(run / "best.keras")
     assert cli.main(["evaluate", best, str(skies)]) == 0
@@ -55,7 +64,7 @@ def test_train_evaluate_predict_and_benchmark(run, skies, tmp_path, capsys):
     # beside the models that ship, of which there are none here: the split is the training's
     (tmp_path / "none").mkdir()
     result = benchmark([open_dataset(skies)], weights=tmp_path / "none", trained=[run])
-    assert {row["network"] for row in result["rows"]} == {"ucloudnet_k2"}
+    assert {row["network"] for row in result["rows"]} == {network}
     names = Split.load(run / "split.json").test
     assert max(row["images"] for row in result["rows"]) == len(names)
 
@@ -100,8 +109,15 @@ def trained_like(name, size, **options):
     return model
 
 
-@pytest.mark.parametrize("name", ["cloudsegnet", "ucloudnet_k2"])
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    "name, classes",
+    [
+        ("ucloudnet_k2", 2),
+        ("cloudsegnet", 3),
+        slow_case("ucloudnet_k2", 3),
+        slow_case("cloudsegnet", 2),
+    ],
+)
 def test_the_deploy_graph_is_the_network(name, classes):
     model = trained_like(name, SIZE, num_classes=classes)
     assert check_network_graph(model, (40, 56)) < 1e-5  # a size that is padded

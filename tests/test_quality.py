@@ -1,9 +1,11 @@
 """What says nothing of the sky is not measured; what shows it is."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+from marks import slow_case
 from pictures_without_sky import KINDS
 from PIL import Image
 
@@ -128,7 +130,7 @@ def test_cloudless_overcast_and_dark_skies_are_usable(image):
     assert frame_quality(image).reason is None
 
 
-@pytest.mark.parametrize("time", ["day", "dusk", "night"])
+@pytest.mark.parametrize("time", ["day", slow_case("dusk"), slow_case("night")])
 def test_synthetic_skies_are_usable(time):
     skies = [dd.synthetic_sky(seed, (144, 192), time=time) for seed in range(5000, 5040)]
     reasons = [frame_quality(image, labels != 255).reason for image, labels in skies]
@@ -137,7 +139,7 @@ def test_synthetic_skies_are_usable(time):
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("folder", "count"), [("swinyseg-base", 60), ("wsiseg-240", 40), ("cameras/dslr", 20)]
+    ("folder", "count"), [("swinyseg-base", 30), ("wsiseg-240", 20), ("cameras/dslr", 10)]
 )
 def test_real_skies_are_usable(shared, folder, count):
     paths = sorted((shared / "data" / folder / "images").iterdir())
@@ -287,6 +289,7 @@ def test_the_command_says_so_and_ends_with_3(capsys, tmp_path, photos):
 
     assert main(["predict", str(photos / "good.png"), "--out", str(out)]) == 0
     (photos / "broken.png").write_bytes(b"")
+    os.utime(photos / "broken.png", (0, 0))  # of a fresh one the command waits for the rest
     assert main(["predict", str(photos), "--out", str(out)]) == 2
 
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from marks import slow_case
 
 from ddunet_keras.deploy.bias_correction import correct_biases
 from ddunet_keras.deploy.config import ConversionConfig
@@ -97,7 +98,7 @@ def test_int8_is_near_the_float_model():
     assert np.abs((raw + 128.0) / 256 - truth()).mean() < 0.01
 
 
-@pytest.mark.parametrize("target", ["tflm", "esp32s3", "cpu"])
+@pytest.mark.parametrize("target", ["tflm", slow_case("esp32s3"), "cpu"])
 def test_kernels_agree_on_the_scale_of_every_product(target):
     """TFLM divides in double precision, LiteRT in single: a last bit tips what lies halfway."""
     tensors, products = operators(int8_file(target), "MUL", "BATCH_MATMUL")
@@ -131,7 +132,7 @@ def test_kernels_agree_on_the_scale_of_every_relu():
     assert len(ratios) == 4 and max(ratios) > 1
 
 
-@pytest.mark.parametrize("form", ["portable", "xnnpack"])
+@pytest.mark.parametrize("form", ["portable", slow_case("xnnpack")])
 def test_the_converter_keeps_every_range(form):
     """It unites ranges where an operator has one scale; `tensor_ranges` knows of it."""
     data = float_file(form)
@@ -158,7 +159,10 @@ def test_a_file_for_the_cpu_has_what_xnnpack_is_fast_with():
     assert tensors[products[0].inputs[1]].quantization.zeroPoint == [0]
 
 
-@pytest.mark.parametrize("output, width", [("probability", 12.48), ("mask", 2.0)])
+@pytest.mark.parametrize(
+    "output, width",
+    [("probability", 12.48), slow_case("mask", 2.0)],
+)
 def test_the_head_wastes_no_integers_on_what_the_output_does_not_show(output, width):
     model = read_tflite(int8_file(output=output))
     (graph,) = model.subgraphs
@@ -185,6 +189,7 @@ def test_io_gives_the_same_values(io):
         check_int8(read_tflite(data), "int8")
 
 
+@pytest.mark.slow
 def test_mask_and_classes():
     data = int8_file("cpu", "mask", num_classes=3)
     check_int8(read_tflite(data))
@@ -219,6 +224,7 @@ def test_float_files():
         check_int8(read_tflite(whole))
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(capfd):
     build_stages(network(variant="baseline"), photos(), ConversionConfig(SIZE))
     assert capfd.readouterr() == ("", "")
@@ -227,7 +233,7 @@ def test_nothing_is_printed(capfd):
 # === The parts ===
 
 
-@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D"])
+@pytest.mark.parametrize("kind", ["DEPTHWISE_CONV_2D", slow_case("CONV_2D")])
 def test_biases_take_up_what_rounding_adds_in_the_mean(kind):
     """Weights that are all rounded up move the mean of an output; the bias moves it back."""
     data = float_file()

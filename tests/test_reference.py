@@ -4,6 +4,7 @@ Run as a script, this file prints how far the Keras backend of the environment i
 of tests/data, as JSON.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import slow_case
 
 from ddunet_keras.files import DataError
 from ddunet_keras.losses import SegmentationLoss
@@ -31,6 +33,8 @@ AUXILIARY = (1.0, 0.4, 0.2)
 FILES = ("baseline_c2", "baseline_c8", "dmsc_c2", "dmsc_c8") + tuple(
     f"full_c{width}" for width in (2, 4, 8, 16)
 )
+# those that a change of a block or a width would move; the rest are slow tests
+FIRST = ("dmsc_c8", "full_c8")
 
 
 def to_nhwc(array):
@@ -125,7 +129,10 @@ def test_another_backend_reproduces_the_authors_numbers(backend):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [*FIRST, *(slow_case(n) for n in FILES if n not in FIRST)],
+)
 def test_every_published_number(shared, name):
     model, numbers = model_of(shared / "reference" / f"{name}.npz", dtype="float64")
     load_state(model, state_of(numbers))
@@ -141,7 +148,7 @@ def test_every_published_number(shared, name):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("width", [slow_case(2), 4, slow_case(8)])
 def test_every_published_checkpoint(shared, width):
     model, numbers = model_of(shared / "reference" / f"full_c{width}.npz", dtype="float64")
     load_paddle_weights(model, shared / "reference" / f"full_c{width}.pdparams")
@@ -177,7 +184,11 @@ def write(path, content, protocol=4):
     return path
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# the names are what differs, and `test_tensorflow_reproduces_the_authors_numbers` has them all
+@pytest.mark.parametrize(
+    "variant",
+    ["full", *(slow_case(v) for v in VARIANTS if v != "full")],
+)
 def test_a_checkpoint_gives_the_authors_logits(tmp_path, variant):
     model, numbers = model_of(DATA / f"{variant}_c2.npz")
     load_paddle_weights(model, write(tmp_path / "a.pdparams", state_of(numbers)))
@@ -228,9 +239,15 @@ def snapshot(model):
     return [ops.convert_to_numpy(v).copy() for v in model.variables]
 
 
+@functools.lru_cache(maxsize=4)
+def first_snapshot(model):
+    """Of a model that is given only what it refuses: taken once, as it takes a while."""
+    return snapshot(model)
+
+
 def assert_refused(model, path, *parts):
     """One line that names the file and what is wrong; the model keeps its weights."""
-    before = snapshot(model)
+    before = first_snapshot(model)
     with pytest.raises(DataError) as error:
         load_paddle_weights(model, path)
     message = str(error.value)
@@ -446,6 +463,7 @@ def test_only_what_an_array_needs_can_be_asked_for(tmp_path, module, name):
         read_pdparams(path)
 
 
+@pytest.mark.slow
 def test_an_array_type_of_forged_memory_is_not_built(tmp_path):
     """NumPy's own `dtype` believes a pickled state that hides pointers to Python objects in an
     array; the first look at one crashes the process or runs what the pointers lead to."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from marks import slow_case
 
 from ddunet_keras import (
     RECIPES,
@@ -115,17 +116,20 @@ def test_resume_of_broken_files(skies, finished, tmp_path):
 
 
 @pytest.mark.usefixtures("eagerly")
-def test_a_run_that_was_killed_before_it_stood_is_begun_again(skies, finished, tmp_path):
+@pytest.mark.parametrize("resume", [True, slow_case(False)])
+def test_a_run_that_was_killed_before_it_stood_is_begun_again(skies, finished, tmp_path, resume):
     """Killed before `run.json`: there is a split, and what was being written."""
     out = tmp_path / "run"
-    for resume in (True, False):
-        out.mkdir()
-        (out / ".partial-abc.json").write_text("{")
-        shutil.copy(finished[0] / "split.json", out)
-        run = train(skies, out, epochs=1, resume=resume, verbose=0, **SMALL)
-        assert run["last"]["epoch"] == 1
-        assert not list(out.glob(".partial-*"))
-        shutil.rmtree(out)
+    out.mkdir()
+    (out / ".partial-abc.json").write_text("{")
+    shutil.copy(finished[0] / "split.json", out)
+    run = train(skies, out, epochs=1, resume=resume, verbose=0, **SMALL)
+    assert run["last"]["epoch"] == 1
+    assert not list(out.glob(".partial-*"))
+
+
+def test_what_is_no_run_is_not_resumed(skies, tmp_path):
+    out = tmp_path / "run"
     out.mkdir()
     (out / "notes.txt").write_text("not of a training")
     with pytest.raises(DataError, match=r"holds no run\.json to resume"):

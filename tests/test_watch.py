@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import watched
+from marks import slow_case
 from watched import SkyModel, black_frame, encode, frame, put
 
 from ddunet_keras.camera.config import WatchConfig
@@ -558,9 +559,7 @@ def check_rows(out, count):
         assert row["time_from"] == "name"
 
 
-@pytest.mark.parametrize(
-    ("count", "every"), [(42, 20), pytest.param(502, 50, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("count", "every"), [(42, 20), slow_case(502, 50)])
 def test_killed_and_started_again_each_frame_has_its_row(tmp_path, count, every):
     source = tmp_path / "frames"
     source.mkdir()

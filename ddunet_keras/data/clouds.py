@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -45,11 +46,18 @@ def noise_tile(random: np.random.Generator, slope: float) -> np.ndarray:
     >>> noise_tile(np.random.default_rng(0), 1.5).shape
     (256, 256)
     """
-    frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)) * TILE
-    frequency[0, 0] = np.inf
-    spectrum = random.normal(size=(2, *frequency.shape)) * np.maximum(frequency, 2.0) ** -slope
+    amplitude = _amplitudes(slope)
+    spectrum = random.normal(size=(2, *amplitude.shape)) * amplitude
     tile = np.fft.irfft2(spectrum[0] + 1j * spectrum[1])
     return (tile / tile.std()).astype(np.float32)
+
+
+@cache  # few slopes are asked for
+def _amplitudes(slope: float) -> np.ndarray:
+    """Of the frequencies of a tile, (`TILE`, `TILE` // 2 + 1); its mean has none."""
+    frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)) * TILE
+    frequency[0, 0] = np.inf
+    return np.maximum(frequency, 2.0) ** -slope
 
 
 def sample_tile(tile: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
