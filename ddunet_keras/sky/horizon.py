@@ -119,7 +119,7 @@ def find_horizon(spec: Any, image: np.ndarray) -> Horizon:
     None
     """
     shape = as_photo(image).shape[:2]
-    everywhere = np.broadcast_to(True, shape)  # takes no memory
+    everywhere = np.ones(shape, bool)
     if spec is None:
         return Horizon(everywhere, None)
     if isinstance(spec, str) and spec == "auto":
