@@ -258,7 +258,9 @@ def _fit_mask(mask, name, height, width):
             f"{name}: {columns}x{rows} pixels for a photo of {width}x{height}; the proportions "
             "must agree"
         )
-    is_sky = mask >= (0.5 if mask.max() <= 1 else 128)
+    is_sky = mask if mask.dtype == bool else mask >= (0.5 if mask.max() <= 1 else 128)
+    if mask.shape == (height, width):
+        return is_sky
     return is_sky[_nearest(height, rows)][:, _nearest(width, columns)]
 
 
