@@ -226,7 +226,7 @@ class Segmentation:
         self._small = None if probabilities is None else _as_probabilities(probabilities)
         self.valid = np.ones(shape, bool) if valid is None else _as_valid(valid, shape)
         self.threshold = threshold
-        self._labelled_at: float | None = None  # the threshold that `_labels` were made with
+        self._labelled: tuple[float, np.ndarray] | None = None  # labels, and with which threshold
         self.disc = disc
         self.reason = reason
         self.confidence = confidence
@@ -240,7 +240,8 @@ class Segmentation:
         """float32 (height, width) or (height, width, n), at the photo's size; None if unknown."""
         if self._small is None:
             return None
-        return resize_probabilities(self._small, self.valid.shape)
+        height, width = self.valid.shape
+        return resize_probabilities(self._small, (height, width))
 
     @property
     def num_classes(self) -> int:
@@ -251,11 +252,11 @@ class Segmentation:
     def labels(self) -> np.ndarray:
         """uint8 (height, width): class index (0 is sky), 255 (`IGNORE`) where not valid or not
         known. Read-only."""
-        if self._labelled_at != self.threshold:
-            self._labels = self._make_labels()
-            self._labels.flags.writeable = False
-            self._labelled_at = self.threshold
-        return self._labels
+        if self._labelled is None or self._labelled[0] != self.threshold:
+            labels = self._make_labels()
+            labels.flags.writeable = False
+            self._labelled = self.threshold, labels
+        return self._labelled[1]
 
     def _make_labels(self):
         shape = self.valid.shape
@@ -276,7 +277,7 @@ class Segmentation:
         """
         labels = self.labels
         if self.num_classes > 2:
-            return labels
+            return labels.copy()
         return np.where(labels == IGNORE, np.uint8(NOT_VALID), labels * np.uint8(255))
 
     @property
