@@ -349,6 +349,8 @@ def _blend(picture, where, color, opacity):
     colors += 128  # rounds
     for start in range(0, len(picture), BAND):
         rows = slice(start, start + BAND)
+        if not where[rows].any():
+            continue
         mixed = picture[rows].reshape(-1, colors.size) * np.uint16(256 - weight)
         mixed += colors
         mixed >>= 8

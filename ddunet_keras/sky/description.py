@@ -246,9 +246,7 @@ def _off_line(blue, green, light):
 def _count_colours(blue, green):
     """Number of colours, of 24 x 24, that more than 0.4 % of the pixels have."""
     within = (abs(blue) <= _PUREST) & (abs(green) <= _PUREST)
-    indices = [
-        ((plane[within] + _PUREST) * (_COLOURS / 2 / _PUREST)).astype(int).clip(max=_COLOURS - 1)
-        for plane in (blue, green)
-    ]
-    counts = np.bincount(_COLOURS * indices[0] + indices[1])
+    colours = np.stack([blue[within], green[within]]).astype(float)
+    bins = ((colours + _PUREST) * (_COLOURS / 2 / _PUREST)).astype(int).clip(max=_COLOURS - 1)
+    counts = np.bincount(_COLOURS * bins[0] + bins[1])
     return np.count_nonzero(counts > 0.004 * blue.size)
