@@ -80,6 +80,10 @@ def made_up():
         ],
         "failures": [{"network": "pspnet", "seed": 0, "reason": "the training failed (why)"}],
         "milliseconds": {"ddunet_c8": 2.46},
+        "ethos_u": {
+            "ddunet_c8": {"milliseconds": 14.72, "cpu_operators": 0},
+            "unet": {"milliseconds": 52.0, "cpu_operators": 3},
+        },
     }
 
 
@@ -114,11 +118,12 @@ def test_int8_has_what_was_refused_and_why(made_up):
     text = comparison_markdown(made_up)
     cells = cells_of(text, "int8", DDUNET)
     assert cells == [
-        *("90.5 ± 1.0", "-0.50 ± 0.00", "99.25 ± 0.00", "91.0", "300", "450", "2.46", ""),
+        *("90.5 ± 1.0", "-0.50 ± 0.00", "99.25 ± 0.00", "91.0", "300", "450", "2.46", "14.7", ""),
     ]
     cells = cells_of(text, "int8", "U-Net")
     reason = "tflm, seed 0 and cpu, seed 0: the masks agree with the float model's"
-    assert cells == ["", "", "99.25", "91.0", "", "450", "", reason]
+    ethos_u = "52.0 and 3 operators on the CPU"
+    assert cells == ["", "", "99.25", "91.0", "", "450", "", ethos_u, reason]
 
 
 def test_figures_of_the_paper_stand_beside_with_their_protocol(made_up):

@@ -32,8 +32,9 @@ from ddunet_keras.camera_scores import open_camera
 from ddunet_keras.cli.console import log
 from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.files import DataError, first_line, read_json, write_json, write_text
-from ddunet_keras.litert.child import ChildError, in_child
+from ddunet_keras.litert.child import ChildError, NotInstalledError, in_child
 from ddunet_keras.litert.run import measure_latency
+from ddunet_keras.litert.vela import run_vela
 from ddunet_keras.networks.architectures import NETWORKS
 
 SMALL = 1_000_000
@@ -41,6 +42,9 @@ SMALL = 1_000_000
 
 CHILD_SECONDS = 6 * 3600
 """After which a step is given up: reference kernels are slow on large networks."""
+
+ACCELERATOR = "ethos-u55-128"
+"""Arm's NPU that the files for TFLM are compiled for."""
 
 TIMING_TURNS = 5
 """How often each file is timed, in turns: a machine's pace changes with minutes."""
@@ -220,6 +224,20 @@ def time_files(files: dict[str, Path]) -> dict[str, float]:
     return {name: round(statistics.median(values), 2) for name, values in taken.items()}
 
 
+def compile_files(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """What Vela says of each file on `ACCELERATOR`: milliseconds and cpu_operators, or refused."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, path in files.items():
+        log(f"{name}: compiling for {ACCELERATOR}")
+        try:
+            compiled = run_vela(path.read_bytes(), ACCELERATOR)
+        except (ChildError, NotInstalledError) as error:
+            found[name] = {"refused": first_line(error)}
+        else:
+            found[name] = {key: compiled[key] for key in ("milliseconds", "cpu_operators")}
+    return found
+
+
 # === The comparison ===
 
 
@@ -244,19 +262,22 @@ def compare(config: Comparison) -> dict[str, Any]:
         "runs": runs,
         "failures": failures,
         "milliseconds": {},
+        "ethos_u": {},
     }
-    files = {}
+    files: dict[str, dict[str, Path]] = {target: {} for target in INT8_FILES}
     for name, seed in config.runs():
         try:
             runs.append(do_run(config, name, seed))
         except (DataError, ChildError) as error:
             failures.append({"network": name, "seed": seed, "reason": first_line(error)})
             log(f"{name}_{seed}: {first_line(error)}")
-        path = config.out / f"{name}_{seed}" / INT8_FILES["cpu"]
-        if path.is_file():
-            files.setdefault(name, path)  # another seed's takes as long
+        for target, file in INT8_FILES.items():
+            path = config.out / f"{name}_{seed}" / file
+            if path.is_file():
+                files[target].setdefault(name, path)  # another seed's takes as long
         write_results(config.out, result)
-    result["milliseconds"] = time_files(files)
+    result["ethos_u"] = compile_files(files["tflm"])
+    result["milliseconds"] = time_files(files["cpu"])
     write_results(config.out, result)
     plot_comparison(result, config.out / "comparison.png")
     return result

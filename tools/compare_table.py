@@ -213,7 +213,7 @@ def camera_cells(runs: Iterable[dict], camera: str) -> list[str]:
 def int8_table(result: dict, data: str) -> str:
     header = (
         *("Network", "Accuracy", "less float's", "Masks that agree", "Worst photo"),
-        *("File, kB", "Arena, KiB", "ms", "Refused"),
+        *("File, kB", "Arena, KiB", "ms", "Ethos-U55, ms", "Refused"),
     )
     lines = []
     for name in networks(result):
@@ -232,10 +232,21 @@ def int8_table(result: dict, data: str) -> str:
                 spread([size / 1000 for size in int8_values(runs, "tflm", "bytes")[:1]], digits=0),
                 spread([size / 1024 for size in int8_values(runs, "tflm", "arena")[:1]], digits=0),
                 NOTHING if milliseconds is None else f"{milliseconds:.2f}",
+                ethos_u_cell(result["ethos_u"].get(name)),
                 refusals(runs),
             ]
         )
     return "\n".join(markdown_table(header, lines))
+
+
+def ethos_u_cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return NOTHING
+    if "refused" in found:
+        return f"refused: {found['refused']}"
+    milliseconds = f"{found['milliseconds']:.1f}"
+    left = found["cpu_operators"]
+    return f"{milliseconds} and {left} operators on the CPU" if left else milliseconds
 
 
 def refusals(runs: Sequence[dict]) -> str:
