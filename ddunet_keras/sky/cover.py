@@ -240,7 +240,7 @@ class Segmentation:
         """float32 (height, width) or (height, width, n), at the photo's size; None if unknown."""
         if self._small is None:
             return None
-        height, width = self.valid.shape
+        height, width = self.image.shape[:2]
         return resize_probabilities(self._small, (height, width))
 
     @property
