@@ -475,17 +475,20 @@ def _is_open(descriptor):
     return True
 
 
-def write_image(path: StrPath, array: np.ndarray) -> None:
-    """Writes uint8 (h, w) or (h, w, 3) to `path`; the suffix names the format, PNG is lossless.
+def write_image(path: StrPath, image: np.ndarray | Image.Image) -> None:
+    """Writes a picture to `path`; the suffix names the format, PNG is lossless.
+
+    Args:
+        image: uint8 (h, w) or (h, w, 3), or a picture of Pillow's.
 
     Raises:
         WriteError: as `atomic_path`.
     """
-    array = np.ascontiguousarray(array)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     # run lengths alone make a mask's PNG no larger, in half the time; other formats ignore it
-    options: dict[str, Any] = {"compress_type": zlib.Z_RLE} if array.ndim == 2 else {}
+    options: dict[str, Any] = {"compress_type": zlib.Z_RLE} if picture.mode == "L" else {}
     with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary, **options)
+        picture.save(temporary, **options)
 
 
 def write_text(path: StrPath, text: str) -> None:

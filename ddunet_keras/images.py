@@ -5,7 +5,7 @@ Training and prediction both go through these functions: a model sees what it wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,11 +14,15 @@ from PIL import Image
 Size = tuple[int, int]
 """(height, width), pixels."""
 
+BAND = 32
+"""Rows of a photo that are worked on at once, where that saves time and memory: some remain in the
+processor's cache."""
 
-def to_array(picture: Image.Image, rows: int = 8) -> np.ndarray:
-    """`np.asarray` of a Pillow picture of mode "RGB", uint8 (h, w, 3), in bands of `rows`.
 
-    `np.asarray` takes twice the memory beside the picture's own, which counts at 12 megapixels.
+def to_array(picture: Image.Image, rows: int = BAND) -> np.ndarray:
+    """`np.array` of a Pillow picture of mode "RGB", uint8 (h, w, 3), in bands of `rows`.
+
+    `np.array` takes twice the memory beside the picture's own, which counts at 12 megapixels.
     """
     array = np.empty((picture.height, picture.width, 3), np.uint8)
     for top in range(0, picture.height, rows):
@@ -124,26 +128,45 @@ def resize_probabilities(probabilities: np.ndarray, size: Size) -> np.ndarray:
     >>> resize_probabilities(np.float32([[0, 1]]), (1, 4)).tolist()
     [[0.0, 0.25, 0.75, 1.0]]
     """
-    if probabilities.ndim == 3:
-        channels = np.moveaxis(probabilities, -1, 0)
-        return np.stack([resize_probabilities(c, size) for c in channels], axis=-1)
-    height, width = size
-    old_height = probabilities.shape[0]
-    if probabilities.shape == (height, width):
-        return probabilities
-    picture = Image.fromarray(np.ascontiguousarray(probabilities, "float32"))
-    if height <= old_height:
-        return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-    # Pillow widens the few rows, and here each new row is mixed of two: three times faster
-    rows = np.asarray(picture.resize((width, old_height), Image.Resampling.BILINEAR))
-    differences = np.diff(rows, axis=0, append=rows[-1:])
-    positions = ((np.arange(height) + 0.5) * old_height / height - 0.5).clip(0, old_height - 1)
-    result = np.empty((height, width), "float32")
-    for row, position in zip(result, positions, strict=True):
-        above = int(position)
-        np.multiply(differences[above], np.float32(position - above), out=row)
-        row += rows[above]
+    result = np.empty((*size, *probabilities.shape[2:]), np.float32)
+    for rows, values in resized_bands(probabilities, size):
+        result[rows] = values
     return result
+
+
+def resized_bands(probabilities: np.ndarray, size: Size) -> Iterator[tuple[slice, np.ndarray]]:
+    """What `resize_probabilities` gives, some rows after the other.
+
+    Where all is not needed at once, this is faster, and takes no memory of the photo's size.
+
+    Yields:
+        which rows, and their values, float32 (rows, width) or (rows, width, n).
+
+    Example:
+
+    >>> [(rows.start, values.shape) for rows, values in resized_bands(np.eye(2), (64, 9))]
+    [(0, (32, 9)), (32, (32, 9))]
+    """
+    if probabilities.ndim == 3:
+        channels = [resized_bands(channel, size) for channel in np.moveaxis(probabilities, -1, 0)]
+        for bands in zip(*channels, strict=True):
+            yield bands[0][0], np.stack([values for _, values in bands], axis=-1)
+        return
+    height, width = size
+    old_height = min(len(probabilities), height)
+    picture = Image.fromarray(np.ascontiguousarray(probabilities, "float32"))
+    wide = np.asarray(picture.resize((width, old_height), Image.Resampling.BILINEAR))
+    # Pillow makes the few rows wider, and here each new row is mixed of two: three times faster
+    differences = np.diff(wide, axis=0, append=wide[-1:])
+    positions = ((np.arange(height) + 0.5) * old_height / height - 0.5).clip(0, old_height - 1)
+    above = positions.astype(int)
+    parts = (positions - above).astype(np.float32)[:, None]
+    for start in range(0, height, BAND):
+        rows = slice(start, min(start + BAND, height))
+        values = differences[above[rows]]
+        values *= parts[rows]
+        values += wide[above[rows]]
+        yield rows, values
 
 
 def align_corners_matrix(size: int, new_size: int) -> np.ndarray:

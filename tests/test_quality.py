@@ -214,6 +214,7 @@ def test_the_network_sees_black_outside_the_horizon():
     assert first.cloud_cover == second.cloud_cover
     np.testing.assert_array_equal(second.image, painted)
     np.testing.assert_array_equal(blacken(image, valid), seen[0])
+    np.testing.assert_array_equal(blacken(image[..., ::-1], valid), seen[0][..., ::-1])
 
 
 # --- confidence

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image
 
 from ddunet_keras.camera.config import WatchConfig
@@ -57,7 +56,7 @@ TICK = 2.0
 FAULTS = {
     OLD: "are old by their own time; see --max-age, --time-from and --backlog",
     FROZEN: "repeat byte for byte: the camera is frozen",
-    UNREADABLE: "cannot be read",
+    UNREADABLE: "cannot be read; the log says why",
     MISSING: "no new frame comes",
 }
 """What is said of frames by their reason. Those of the sky, such as black, are no fault."""
@@ -147,7 +146,6 @@ class Watch:
         if monitor is not None:
             self._silence_limit = min(self._silence_limit, monitor.config.max_age)
         self._thumbnail_days: list[str] = []
-        self._fault_of_frames = ""
 
     def run(self) -> None:
         """Watches for ever. An exception ends it at any point, without a row lost or doubled."""
@@ -297,13 +295,9 @@ class Watch:
         }
 
     def _say_of_frames(self, reason: str | None) -> None:
-        """Says a fault of the frames; what the first of several unreadable ones had, says why."""
-        kind, _, why = (reason or "").partition(": ")
-        if kind == self._fault_of_frames:
-            return
-        self._fault_of_frames = kind
-        fault = FAULTS.get(kind)
-        self._notify("frames", f"{fault}: {why}" if fault and kind == UNREADABLE else fault)
+        """Says a fault of the frames, or that there is none."""
+        kind = (reason or "").partition(":")[0]
+        self._notify("frames", FAULTS.get(kind))
 
     def _record_silence(self, reason: str) -> None:
         """Records, once, that there is no frame."""
@@ -363,12 +357,13 @@ class Watch:
         name = f"{THUMBNAILS}/{day}/{clock}.jpg" if self._keeps_thumbnails_of(day) else None
         if name is None and not is_live:
             return None
-        overlay = result.overlay()
+        overlay = Image.fromarray(result.overlay())
         try:
             if is_live:
                 write_image(self.config.out / LATEST, overlay)
             if name is not None:
-                write_image(self.config.out / name, _thumbnail(overlay))
+                overlay.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+                write_image(self.config.out / name, overlay)
         except WriteError as error:
             self._notify("pictures", _disk_fault(error))
             return None
@@ -389,12 +384,6 @@ class Watch:
         for old in set(days) - set(self._thumbnail_days):
             shutil.rmtree(folder / old, ignore_errors=True)
         return day in self._thumbnail_days
-
-
-def _thumbnail(overlay):
-    picture = Image.fromarray(overlay)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-    return np.asarray(picture)
 
 
 def _is_day(name):

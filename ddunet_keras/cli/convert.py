@@ -22,7 +22,7 @@ from ddunet_keras.data.datasets import open_dataset
 from ddunet_keras.data.layouts import LAYOUTS, detect_layout
 from ddunet_keras.data.splits import Split, make_split
 from ddunet_keras.deploy.config import ConversionConfig
-from ddunet_keras.files import DataError, atomic_path
+from ddunet_keras.files import DataError, atomic_path, check_writable
 from ddunet_keras.prediction import find_photos
 
 
@@ -32,9 +32,10 @@ def run_convert(arguments):
     from ddunet_keras.model import load_model
 
     config = ConversionConfig(**config_values(arguments, ConversionConfig))
-    model = load_model(arguments.model)
     height, width = config.size
     out = arguments.out or Path(f"{arguments.model.stem}_{height}x{width}_{config.target}.tflite")
+    check_writable(out)  # before the photos are read; `convert` checks what goes beside it, too
+    model = load_model(arguments.model)
     photos = _photos(arguments, model.num_classes, config)
     about = {"model_file": arguments.model.name}
     try:

@@ -119,8 +119,8 @@ def convert(
     say = progress or (lambda line: None)
     if out.suffix != ".tflite":
         raise ValueError(f"`out` must end in .tflite. Received: {str(out)!r}")
-    for written in (out, out.with_suffix(".json")):
-        check_writable(written)
+    for suffix in (".tflite", ".json", ".md", ".png"):
+        check_writable(out.with_suffix(suffix))
     if config.c_array:
         check_writable(config.c_array / "ddunet_model.h")
     for line in photos.left_out:

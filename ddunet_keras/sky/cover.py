@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddunet_keras.files import IGNORE
-from ddunet_keras.images import as_photo, resize_probabilities
+from ddunet_keras.images import BAND, as_photo, resize_probabilities, resized_bands
 from ddunet_keras.sky.confidence import cover_confidence
 from ddunet_keras.sky.horizon import Disc, find_horizon
 from ddunet_keras.sky.quality import frame_quality
@@ -40,8 +40,6 @@ NOT_VALID = 128
 
 ROUNDING = 1e-3
 """By which a probability may leave [0, 1]: resizing and dequantizing round."""
-
-_BAND = 64  # rows of a photo that are worked on at once where that saves memory
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,11 @@ def _as_valid(valid, shape):
     return valid
 
 
-def _as_probabilities(probabilities, size):
+def _as_probabilities(probabilities):
     values = np.asarray(probabilities, np.float32)
-    if values.shape[:2] != size or values.ndim > 3 or values.shape[2:] in ((0,), (1,)):
+    if values.ndim not in (2, 3) or values.shape[2:] == (1,) or not values.size:
         raise ValueError(
-            f"probabilities: expected shape {size} or {(*size, 'n')} with n > 1, "
-            f"received {values.shape}"
+            f"probabilities: expected shape (h, w) or (h, w, n) with n > 1, received {values.shape}"
         )
     low = values.min()
     high = values.max()
@@ -177,16 +174,17 @@ def _as_probabilities(probabilities, size):
     return values if low >= 0 and high <= 1 else values.clip(0, 1)
 
 
-@dataclass(eq=False)
 class Segmentation:
     """A photo, what the network says of it, and what follows from that.
 
     Args:
-        image: the photo, uint8 (h, w, 3), RGB.
+        image: the photo, uint8 (height, width, 3), RGB.
         probabilities: float (h, w), probability of cloud, or (h, w, n) of each of n classes, of
-            which the first is sky; 0 to 1. None: they were not computed, as the photo says nothing
-            of the sky. Then no pixel has a class, and the cloud cover is NaN.
-        valid: boolean (h, w), True where the photo shows sky; everywhere by default.
+            which the first is sky; 0 to 1. Of another size than the photo's, as the network gives
+            them, they are kept so, and enlarged where they are asked for. None: they were not
+            computed, as the photo says nothing of the sky. Then no pixel has a class, and the cloud
+            cover is NaN.
+        valid: boolean (height, width), True where the photo shows sky; everywhere by default.
         threshold: a pixel is cloud from this probability on, 0 to 1; (h, w, n) probabilities need
             none, the likeliest class counts.
         disc: of a whole-sky photo, where the horizon tells it; None where there is none, or where
@@ -209,48 +207,67 @@ class Segmentation:
     (25.0, [[0, 0], [0, 255]])
     """
 
-    image: np.ndarray
-    probabilities: np.ndarray | None
-    valid: np.ndarray = None  # type: ignore[assignment]  # becomes an array in __post_init__
-    threshold: float = 0.5
-    disc: Disc | None = None
-    reason: str | None = None
-    confidence: float | None = None
-
-    def __post_init__(self) -> None:
-        self.image = as_photo(self.image)
-        shape = self.image.shape
-        if self.probabilities is not None:
-            self.probabilities = _as_probabilities(self.probabilities, shape[:2])
-        elif self.reason is None:
+    def __init__(
+        self,
+        image: np.ndarray,
+        probabilities: np.ndarray | None,
+        valid: np.ndarray | None = None,
+        threshold: float = 0.5,
+        disc: Disc | None = None,
+        reason: str | None = None,
+        confidence: float | None = None,
+    ) -> None:
+        self.image = as_photo(image)
+        shape = self.image.shape[:2]
+        if probabilities is None and reason is None:
             raise ValueError("probabilities: None is for a photo that has a `reason`")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold: expected a number in [0, 1], received {self.threshold!r}")
-        if self.valid is None:
-            self.valid = np.broadcast_to(True, shape[:2])  # takes no memory
-        self.valid = _as_valid(self.valid, shape[:2])
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold: expected a number in [0, 1], received {threshold!r}")
+        self._small = None if probabilities is None else _as_probabilities(probabilities)
+        self.valid = np.ones(shape, bool) if valid is None else _as_valid(valid, shape)
+        self.threshold = threshold
+        self._labelled: tuple[float, np.ndarray] | None = None  # labels, and with which threshold
+        self.disc = disc
+        self.reason = reason
+        self.confidence = confidence
 
     @property
     def usable(self) -> bool:
         return self.reason is None
 
     @property
+    def probabilities(self) -> np.ndarray | None:
+        """float32 (height, width) or (height, width, n), at the photo's size; None if unknown."""
+        if self._small is None:
+            return None
+        height, width = self.image.shape[:2]
+        return resize_probabilities(self._small, (height, width))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, sky among them; 2 where there are no probabilities."""
-        if self.probabilities is None or self.probabilities.ndim == 2:
-            return 2
-        return self.probabilities.shape[-1]
+        return 2 if self._small is None or self._small.ndim == 2 else self._small.shape[-1]
 
     @property
     def labels(self) -> np.ndarray:
-        """uint8 (h, w): class index (0 is sky), 255 (`IGNORE`) where not valid or not known."""
-        if self.probabilities is None:
-            return np.full(self.valid.shape, IGNORE, np.uint8)
-        if self.probabilities.ndim == 2:
-            labels = (self.probabilities >= self.threshold).view(np.uint8)
-        else:
-            labels = self.probabilities.argmax(axis=-1).astype(np.uint8)
-        return np.where(self.valid, labels, np.uint8(IGNORE))
+        """uint8 (height, width): class index (0 is sky), 255 (`IGNORE`) where not valid or not
+        known. Read-only."""
+        if self._labelled is None or self._labelled[0] != self.threshold:
+            labels = self._make_labels()
+            labels.flags.writeable = False
+            self._labelled = self.threshold, labels
+        return self._labelled[1]
+
+    def _make_labels(self):
+        shape = self.valid.shape
+        if self._small is None:
+            return np.full(shape, IGNORE, np.uint8)
+        labels = np.empty(shape, np.uint8)
+        for rows, values in resized_bands(self._small, shape):
+            is_binary = values.ndim == 2
+            labels[rows] = values >= self.threshold if is_binary else values.argmax(axis=-1)
+        np.copyto(labels, IGNORE, where=~self.valid)
+        return labels
 
     @property
     def mask(self) -> np.ndarray:
@@ -260,13 +277,13 @@ class Segmentation:
         """
         labels = self.labels
         if self.num_classes > 2:
-            return labels
+            return labels.copy()
         return np.where(labels == IGNORE, np.uint8(NOT_VALID), labels * np.uint8(255))
 
     @property
     def cloud_cover(self) -> CloudCover:
         """Cloud cover of the valid pixels; NaN where there are no probabilities."""
-        if self.probabilities is None:
+        if self._small is None:
             return CloudCover(math.nan, float(self.valid.mean()))
         return cloud_cover(self.labels)
 
@@ -301,28 +318,14 @@ class Segmentation:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a number in [0, 1], received {alpha!r}")
         labels = self.labels
-        contour = _contour(labels, max(round(min(labels.shape) / SIDE_A_LINE), 1))
-        # looking values up is far faster than blending a large photo
-        tables = self._tint_tables(alpha)
-        picture = np.empty_like(self.image)
-        for start in range(0, len(picture), _BAND):  # the indices of a whole photo are large
-            rows = slice(start, start + _BAND)
-            row_labels = labels[rows].astype(np.uint16) * 256
-            for channel, table in enumerate(tables):
-                index = row_labels + self.image[rows, :, channel]
-                picture[rows, :, channel] = np.take(table, index)
-        picture[contour] = CONTOUR_COLOR
-        return picture
-
-    def _tint_tables(self, alpha):
-        """What becomes of a value: (3, 256 * 256), by channel and 256 * label + value."""
-        table = np.tile(np.arange(256.0)[:, None], (256, 1, 3))
+        picture = self.image.copy()
         for label in range(1, self.num_classes):
             density = self.num_classes - 1 - label  # 0 is the densest cloud
-            color = np.array(CLOUD_COLORS[density % len(CLOUD_COLORS)])
-            table[label] = (1 - alpha) * table[label] + alpha * color
-        table[IGNORE] *= DARKENED
-        return np.rint(table).astype(np.uint8).reshape(-1, 3).T.copy()
+            _blend(picture, labels == label, CLOUD_COLORS[density % len(CLOUD_COLORS)], alpha)
+        _blend(picture, labels == IGNORE, (0, 0, 0), 1 - DARKENED)
+        contour = _contour(labels, max(round(min(labels.shape) / SIDE_A_LINE), 1))
+        np.copyto(_pixels(picture), _pixels(np.array(CONTOUR_COLOR, np.uint8)), where=contour)
+        return picture
 
     def to_dict(self) -> dict[str, Any]:
         """`cloud_cover` (`CloudCover.to_dict`), `usable`, `reason` and `confidence`."""
@@ -332,6 +335,27 @@ class Segmentation:
             "reason": self.reason,
             "confidence": self.confidence,
         }
+
+
+def _pixels(picture):
+    """A picture, uint8 (..., 3), with each pixel as one item: NumPy copies these much faster."""
+    return picture.view("V3")[..., 0]
+
+
+def _blend(picture, where, color, opacity):
+    """Blends a colour over a part of a picture, uint8 (h, w, 3), in place."""
+    weight = round(256 * opacity)
+    colors = np.tile(np.array(color, np.uint16), picture.shape[1]) * np.uint16(weight)
+    colors += 128  # rounds
+    for start in range(0, len(picture), BAND):
+        rows = slice(start, start + BAND)
+        if not where[rows].any():
+            continue
+        mixed = picture[rows].reshape(-1, colors.size) * np.uint16(256 - weight)
+        mixed += colors
+        mixed >>= 8
+        blended = mixed.astype(np.uint8).reshape(picture[rows].shape)
+        np.copyto(_pixels(picture)[rows], _pixels(blended), where=where[rows])
 
 
 def _contour(labels, width):
@@ -397,11 +421,10 @@ def segment(
     reason = quality.reason
     if reason is not None and not force:
         return Segmentation(photo, None, valid, threshold, disc, reason)
-    small = predictor(photo if valid.all() else blacken(photo, valid))
+    probabilities = predictor(photo if valid.all() else blacken(photo, valid))
     confidence: float | None = 0.0
     if quality.usable:
-        confidence = cover_confidence(small, valid, threshold, quality.sky_likeness)
-    probabilities = resize_probabilities(small, photo.shape[:2])
+        confidence = cover_confidence(probabilities, valid, threshold, quality.sky_likeness)
     return Segmentation(photo, probabilities, valid, threshold, disc, reason, confidence)
 
 
@@ -417,4 +440,6 @@ def blacken(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     >>> blacken(np.full((1, 2, 3), 9, np.uint8), np.array([[True, False]])).tolist()
     [[[9, 9, 9], [0, 0, 0]]]
     """
-    return image * valid[..., None]
+    result = np.zeros(image.shape, np.uint8)
+    np.copyto(_pixels(result), _pixels(np.ascontiguousarray(image)), where=valid)
+    return result

@@ -119,7 +119,7 @@ def find_horizon(spec: Any, image: np.ndarray) -> Horizon:
     None
     """
     shape = as_photo(image).shape[:2]
-    everywhere = np.broadcast_to(True, shape)  # takes no memory
+    everywhere = np.ones(shape, bool)
     if spec is None:
         return Horizon(everywhere, None)
     if isinstance(spec, str) and spec == "auto":
@@ -258,7 +258,9 @@ def _fit_mask(mask, name, height, width):
             f"{name}: {columns}x{rows} pixels for a photo of {width}x{height}; the proportions "
             "must agree"
         )
-    is_sky = mask >= (0.5 if mask.max() <= 1 else 128)
+    is_sky = mask if mask.dtype == bool else mask >= (0.5 if mask.max() <= 1 else 128)
+    if mask.shape == (height, width):
+        return is_sky
     return is_sky[_nearest(height, rows)][:, _nearest(width, columns)]
 
 
