@@ -14,9 +14,9 @@ PRESETS: dict[str, dict[str, str]] = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "4da1f2b9d0651581ca8f83f4e2be3bc7bdba76541e1343632ef85c577041759a",
+        "sha256": "fb554b8e4b6cb917c25d18ca17cc14971c3a06fcd8d619bc7be6ddc3c1ce4317",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "00f24487ca748e600abe2a452ca6eea5b8509a5915763c55daa20ba5020310be",
+        "tflite_sha256": "74a236784cb4be9c9640dcf0136eb4290cdb6e23fad2b5b93d133ad5ff1d9133",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
