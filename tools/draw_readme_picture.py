@@ -5,7 +5,7 @@
 
 The sky is a synthetic one, so the picture is free of anyone's terms. It printed:
 
-    docs/sky.jpg: 65.3 % cloud, 5 okta
+    docs/sky.jpg: 64.0 % cloud, 5 okta
 """
 
 from __future__ import annotations
