@@ -187,6 +187,8 @@ def assert_like_python(page, path, segmenter):
 
 
 def save_sky(path, seed, size, **settings):
+    """Where the network is undecided, other kernels round otherwise; these tests take seeds of
+    which it is sure, so that differences come from the page."""
     Image.fromarray(dd.synthetic_sky(seed, size)[0]).save(path, **settings)
     return path
 
@@ -198,7 +200,7 @@ def test_it_finds_the_clouds_that_python_finds(page, segmenter, tmp_path):
     for path in (
         save_sky(tmp_path / "day.png", 1, (300, 400)),
         save_sky(tmp_path / "camera.jpg", 2, (521, 733), quality=85),
-        save_sky(tmp_path / "tall.jpg", 20, (640, 90)),
+        save_sky(tmp_path / "tall.jpg", 19, (640, 90)),
         save_sky(tmp_path / "small.png", 12, (60, 75)),
     ):
         assert_like_python(page.choose(path), path, segmenter)
@@ -219,12 +221,12 @@ def test_a_photo_that_lies_on_its_side_is_turned_and_transparent_pixels_do_not_c
     turned = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: turn by 90 degrees
-    save_sky(turned, 8, (200, 300), exif=exif)
+    save_sky(turned, 21, (200, 300), exif=exif)
     assert_like_python(page.choose(turned, "#camera"), turned, segmenter)
     assert page.shown_mask().shape == (300, 200)
 
     cut_out = tmp_path / "cut-out.png"
-    sky = Image.fromarray(dd.synthetic_sky(7, (200, 300))[0]).convert("RGBA")
+    sky = Image.fromarray(dd.synthetic_sky(22, (200, 300))[0]).convert("RGBA")
     alpha = np.full((200, 300), 255, np.uint8)
     alpha[120:, :170] = 0
     sky.putalpha(Image.fromarray(alpha))
