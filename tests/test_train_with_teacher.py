@@ -84,7 +84,7 @@ def test_the_teacher_is_followed(skies, tmp_path, monkeypatch):
 
     def train(out, teacher):
         arguments = [skies, tmp_path / "dome", start, teacher, tmp_path / out]
-        arguments += ["--skies", skies, tmp_path / "skies.json", "--size", 32, "--steps", 15]
+        arguments += ["--skies", skies, tmp_path / "skies.json", "--size", 32, "--steps", 30]
         assert module.main([str(word) for word in arguments]) == 0
         return load_model(tmp_path / out)
 
