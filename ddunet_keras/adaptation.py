@@ -391,8 +391,7 @@ class _Training:
         return np.asarray(outputs[0][0, ..., 0], np.float32)
 
     def _save(self):
-        for layer in self.network.layers:
-            layer.set_weights(self.student.get_layer(layer.name).get_weights())
+        self.network.copy_weights(self.student)
         self.network.save(self.path)
 
 

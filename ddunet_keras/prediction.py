@@ -326,7 +326,7 @@ def predict_file(
     del photo  # a large photo's memory
     suffix = ".jpg" if max(height, width) <= JPEG_MAX_SIDE else ".png"
     names = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay{suffix}"}
-    if not (result.usable or options.force):
+    if not result.measured:
         for stale in names.values():  # of another photo of this name
             (out / stale).unlink(missing_ok=True)
         return about

@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import compare
-import numpy as np
 import pytest
 from compare_table import comparison_markdown, plot_comparison, spread
+from made_whole_sky import write_whole_sky
 from PIL import Image
 
-from ddunet_keras import synthetic_sky, write_synthetic
-from ddunet_keras.files import IGNORE, DataError
+from ddunet_keras import write_synthetic
+from ddunet_keras.files import DataError
 from ddunet_keras.networks.architectures import NETWORKS
 
 
@@ -209,21 +209,10 @@ def test_bad_input_is_one_line(options, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def write_whole_sky(root, count):
-    """Synthetic fisheye photos as WSISEG lies on disk."""
-    for number in range(count):
-        image, labels = synthetic_sky(number, (48, 48), view="fisheye")
-        values = np.array([100, 255, 0], np.uint8)[np.where(labels == IGNORE, 2, labels)]
-        for folder, picture in (("whole sky images", image), ("annotation", values)):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(root / folder / f"ASC100-1006_{number:03d}", "PNG")
-    return root
-
-
 @pytest.mark.slow
 def test_networks_are_trained_scored_and_converted_once(tmp_path, capfd):
     write_synthetic(tmp_path / "skies", 60, (48, 48))
-    write_whole_sky(tmp_path / "dome", 3)
+    write_whole_sky(tmp_path / "dome", 3, (48, 48))
     write_synthetic(tmp_path / "camera", 3, (48, 48), seed=9)
     out = tmp_path / "out"
     arguments = [str(tmp_path / "skies"), str(out), "--size", "32", "--epochs", "1"]

@@ -54,8 +54,11 @@ NOON = 12
 SHARES = {PATCH: 8, WHOLE_SKY: 3, SKY: 5}
 """Photos of each kind in sixteen."""
 
-SKIES_OTHER_CAMERA = 0.1
-"""Share of synthetic skies shown as another camera might: they have many cameras already."""
+PHOTO_AUGMENTATION = Augmentation(other_camera=0)
+"""Of patches and whole-sky photos: another camera comes after it, unseen by the teacher."""
+
+SKY_AUGMENTATION = Augmentation(other_camera=0.1)
+"""Of synthetic skies, which have many cameras already."""
 
 WARMUP = 0.02
 """Part of the steps in which the learning rate rises."""
@@ -122,10 +125,9 @@ def draw_photo(source: Source, size, other_camera: float, random):
     """
     image, labels = source.draw(random)
     if source.kind == SKY:
-        augmentation = Augmentation(other_camera=SKIES_OTHER_CAMERA)
-        image, labels = augmentation(image, labels, size, random)
+        image, labels = SKY_AUGMENTATION(image, labels, size, random)
         return normalize(image), normalize(image), labels
-    image, labels = Augmentation(other_camera=0)(image, labels, size, random)
+    image, labels = PHOTO_AUGMENTATION(image, labels, size, random)
     seen = image
     if random.uniform() < other_camera:
         seen = through_other_camera(Image.fromarray(image), random)
@@ -191,8 +193,8 @@ def train(
     for step in range(1, steps + 1):
         seen, photos, labels, is_patch = next(batches)
         targets = labels.astype("float32")
-        opinions = teacher.predict_on_batch(photos[is_patch])[..., 0]
-        opinions = 1 / (1 + np.exp(-opinions))
+        logits = teacher.predict_on_batch(photos[is_patch])[..., 0]
+        opinions = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
         own = targets[is_patch]
         mixed = (1 - TEACHERS_SHARE) * own + TEACHERS_SHARE * opinions
         targets[is_patch] = np.where(own == IGNORE, IGNORE, mixed)
@@ -202,14 +204,9 @@ def train(
         if step % max(1, steps // REPORTS) == 0 or step == steps:
             log(f"step {step} of {steps}: loss {np.mean(losses):.4f}")
             losses = []
-            copy_weights(student, model)
+            model.copy_weights(student)
             save(model, out)
     return model
-
-
-def copy_weights(source: DDUNet, target: DDUNet) -> None:
-    for layer in target.layers:
-        layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
 def mean_of(model: DDUNet, other: DDUNet) -> None:

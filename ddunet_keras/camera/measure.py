@@ -85,7 +85,7 @@ class Measure:
         """Cover of the sky, and of each zone in percent; None where the frame or the zone shows no
         sky, or "auto" found no disc to place it in."""
         zones: dict[str, float | None] = dict.fromkeys(self._zones)
-        if not result.usable:
+        if not result.measured:
             return result.cloud_cover, zones
         labels = result.labels  # made once for all
         for zone in zones:

@@ -236,6 +236,11 @@ class Segmentation:
         return self.reason is None
 
     @property
+    def measured(self) -> bool:
+        """Whether there are probabilities: a usable photo has them, another if it was forced."""
+        return self._small is not None
+
+    @property
     def probabilities(self) -> np.ndarray | None:
         """float32 (height, width) or (height, width, n), at the photo's size; None if unknown."""
         if self._small is None:
@@ -283,7 +288,7 @@ class Segmentation:
     @property
     def cloud_cover(self) -> CloudCover:
         """Cloud cover of the valid pixels; NaN where there are no probabilities."""
-        if self._small is None:
+        if not self.measured:
             return CloudCover(math.nan, float(self.valid.mean()))
         return cloud_cover(self.labels)
 
