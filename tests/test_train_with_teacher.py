@@ -47,7 +47,7 @@ def test_a_batch_has_its_shares_and_repeats(skies, batch_size, patches, skies_dr
     dataset = open_dataset(skies)
     photos = [(dataset, sample) for sample in dataset]
     sources = [module.Source(kind, photos) for kind in module.SHARES]
-    draw = [module.draw_batches(sources, SIZE, batch_size, 1.0, seed) for seed in (1, 1, 2)]
+    draw = [module.draw_batches(sources, SIZE, batch_size, 1.0, 1.0, seed) for seed in (1, 1, 2)]
     first, again, other = (next(batches) for batches in draw)
     for array, same in zip(first, again, strict=True):
         np.testing.assert_array_equal(array, same)
@@ -55,9 +55,10 @@ def test_a_batch_has_its_shares_and_repeats(skies, batch_size, patches, skies_dr
     seen, photos, labels, is_patch = first
     assert seen.shape == photos.shape == (batch_size, *SIZE, 3)
     assert labels.shape == (batch_size, *SIZE) and is_patch.sum() == patches
-    # all photos but the skies are shown as another camera might
+    # all photos but the skies are shown as another camera might, here a mono one
     changed = np.array([not np.array_equal(a, b) for a, b in zip(seen, photos, strict=True)])
     assert changed.tolist() == [True] * (batch_size - skies_drawn) + [False] * skies_drawn
+    assert (np.ptp(seen[changed], axis=-1) == 0).all() and np.ptp(photos[changed], axis=-1).any()
 
 
 @pytest.mark.slow

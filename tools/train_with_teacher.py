@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ddunet_keras import RECIPES, DDUNet, Split, load_model, make_split, open_dataset
 from ddunet_keras.cli.console import log
-from ddunet_keras.data.augmentation import Augmentation, through_other_camera
+from ddunet_keras.data.augmentation import MONO, Augmentation, through_other_camera
 from ddunet_keras.data.datasets import Dataset
 from ddunet_keras.files import IGNORE, DataError, atomic_path, first_line
 from ddunet_keras.images import normalize
@@ -117,7 +117,7 @@ def useful_skies(dataset: Dataset, split: Split) -> list:
     return chosen
 
 
-def draw_photo(source: Source, size, other_camera: float, random):
+def draw_photo(source: Source, size, other_camera: float, mono: float, random):
     """A photo as the student sees it, the photo itself, and its labels.
 
     Returns:
@@ -130,13 +130,13 @@ def draw_photo(source: Source, size, other_camera: float, random):
     image, labels = PHOTO_AUGMENTATION(image, labels, size, random)
     seen = image
     if random.uniform() < other_camera:
-        seen = through_other_camera(Image.fromarray(image), random)
+        seen = through_other_camera(Image.fromarray(image), random, mono)
         is_outside = (labels == IGNORE) & (image.max(-1) == 0)
         seen = np.where(is_outside[..., None], 0, seen).astype("uint8")
     return normalize(seen), normalize(image), labels
 
 
-def draw_batches(sources, size, batch_size, other_camera, seed) -> Iterator[tuple]:
+def draw_batches(sources, size, batch_size, other_camera, mono, seed) -> Iterator[tuple]:
     """Endless batches: as the student sees them, as they are, labels, and which are patches."""
     sixteen = [source for source in sources for _ in range(SHARES[source.kind])]
     chosen = [sixteen[position * len(sixteen) // batch_size] for position in range(batch_size)]
@@ -146,7 +146,7 @@ def draw_batches(sources, size, batch_size, other_camera, seed) -> Iterator[tupl
         def begin(step):
             randoms = [np.random.default_rng([seed, step, place]) for place in range(batch_size)]
             return [
-                pool.submit(draw_photo, source, size, other_camera, random)
+                pool.submit(draw_photo, source, size, other_camera, mono, random)
                 for source, random in zip(chosen, randoms, strict=True)
             ]
 
@@ -171,6 +171,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     other_camera: float,
+    mono: float,
     seed: int,
 ) -> DDUNet:
     """Trains `model` on, in place, and writes it to `out` now and then."""
@@ -189,7 +190,7 @@ def train(
         loss_weights=list(recipe.aux_weights[:count]),
     )
     losses = []
-    batches = draw_batches(sources, size, batch_size, other_camera, seed)
+    batches = draw_batches(sources, size, batch_size, other_camera, mono, seed)
     for step in range(1, steps + 1):
         seen, photos, labels, is_patch = next(batches)
         targets = labels.astype("float32")
@@ -244,6 +245,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest")
     parser.add_argument("--other-camera", type=float, default=0.35, help="share of photos")
+    parser.add_argument("--mono", type=float, default=MONO, help="share of those, without colour")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
@@ -262,6 +264,7 @@ def main(arguments=None) -> int:
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             other_camera=options.other_camera,
+            mono=options.mono,
             seed=options.seed,
         )
         if other is not None:

@@ -190,10 +190,15 @@ NO_AUGMENTATION = Augmentation(
 """Changes nothing. A `Pipeline` with it still shuffles."""
 
 
-def through_other_camera(photo: Image.Image, random: np.random.Generator) -> np.ndarray:
-    """An RGB photo as another camera might have taken it, uint8 (h, w, 3): `other_camera`."""
+def through_other_camera(
+    photo: Image.Image, random: np.random.Generator, mono: float = MONO
+) -> np.ndarray:
+    """An RGB photo as another camera might have taken it, uint8 (h, w, 3): `other_camera`.
+
+    A share `mono` of these cameras, 0 to 1, sees no colours.
+    """
     exposure = min(random.lognormal(-0.1, EXPOSURE), BRIGHTEST_EXPOSURE)
-    is_mono = random.uniform() < MONO
+    is_mono = random.uniform() < mono
     if is_mono:
         matrix = exposure * np.tile(random.dirichlet([1.5, 1.5, 1.5]), (3, 1))
     else:
