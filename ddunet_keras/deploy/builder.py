@@ -220,6 +220,9 @@ class GraphBuilder:
         )
 
     def concatenate(self, features, name) -> Features:
+        """The channels of all `features`, one after the other; of one, itself."""
+        if len(features) == 1:
+            return features[0]
         layer = self.layers.Concatenate(name=name)
         groups = tuple(group for x in features for group in x.groups)
         return Features(layer([x.tensor for x in features]), groups)

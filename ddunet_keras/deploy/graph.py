@@ -397,8 +397,7 @@ class _Network:
                 product = Features(multiply([decoded.tensor, weight.tensor]), ((None, channels),))
                 outputs.append(build.conv(product, channel_sum, None, part))
             # tap by tap, as TFLM concatenates at most ten tensors
-            several = len(outputs) > 1
-            taps.append(build.concatenate(outputs, f"{name}_tap_{tap}") if several else outputs[0])
+            taps.append(build.concatenate(outputs, f"{name}_tap_{tap}"))
         return build.concatenate(taps, f"{name}_taps").tensor
 
     def means(self, x, name, parts) -> Features:

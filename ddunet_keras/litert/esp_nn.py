@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.memory import Runtime
+from ddunet_keras.litert.memory import Runtime, aligned
 from ddunet_keras.litert.model import operator_name
 
 INT16 = 2
@@ -110,18 +110,18 @@ def convolution_scratch(source, kernel, result, strides, padding) -> int:
     filters, kernel_height, kernel_width, _ = kernel
     pointwise = (kernel_height, kernel_width) == (1, 1)
     if pointwise and strides == (1, 1) and padding == (0, 0):
-        padded = _round_up(channels, HALF_VECTOR)
+        padded = aligned(channels, HALF_VECTOR)
         transposed = 2 * HALF_VECTOR * padded if width * height >= HALF_VECTOR else 0
         copy = width * height * padded if channels % HALF_VECTOR else 0
         return copy + padded * filters + transposed + CONVOLUTION_MARGIN
     row = kernel_width * channels
     window = kernel_height * row
     if row < VECTOR <= window:  # the window of a pixel is copied
-        window = _round_up(window, VECTOR)
+        window = aligned(window, VECTOR)
         copies = filters * window + window + 2 * VECTOR
         return filters * INT32 + copies + CONVOLUTION_MARGIN
-    kernels = kernel_height * kernel_width * _round_up(channels, VECTOR) * filters
-    kernels += _round_up(row, VECTOR) * kernel_height * filters
+    kernels = kernel_height * kernel_width * aligned(channels, VECTOR) * filters
+    kernels += aligned(row, VECTOR) * kernel_height * filters
     copy = 0
     if padding != (0, 0):
         copy = (height + 2 * padding[0]) * (width + 2 * padding[1]) * channels
@@ -186,7 +186,7 @@ def _depthwise_3x3(source, kernel, result, strides, padding, in_int16):
         rows = min(max(rows, kernel[1]), height + bottom)
         return weights + rows * row + 2 * DEPTHWISE_MARGIN
     if channels >= WIDE_CHANNELS:
-        padded = _round_up(channels, VECTOR)
+        padded = aligned(channels, VECTOR)
         columns = width + 2 * padding[1] + max(0, right)
         rows = height + 2 * padding[0] + max(0, bottom)
         maps = rows * columns + result[1] * result[2]
@@ -197,12 +197,8 @@ def _depthwise_3x3(source, kernel, result, strides, padding, in_int16):
 
 def _padded_depthwise(source, kernel, result):
     """Channels that are padded to a multiple of 8: input as int16, output and parameters."""
-    padded = _round_up(source[3], HALF_VECTOR)
-    end = _round_up(INT16 * kernel[1] * kernel[2] * padded, VECTOR)
-    end = _round_up(end + INT16 * source[1] * source[2] * padded, VECTOR)
-    end = _round_up(end + result[1] * result[2] * padded, VECTOR)
+    padded = aligned(source[3], HALF_VECTOR)
+    end = aligned(INT16 * kernel[1] * kernel[2] * padded, VECTOR)
+    end = aligned(end + INT16 * source[1] * source[2] * padded, VECTOR)
+    end = aligned(end + result[1] * result[2] * padded, VECTOR)
     return end + 3 * INT32 * padded + DEPTHWISE_MARGIN
-
-
-def _round_up(value, multiple):
-    return -(-value // multiple) * multiple

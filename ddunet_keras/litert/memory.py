@@ -108,9 +108,9 @@ def tensor_sizes(model: schema.ModelT) -> dict[int, int]:
     return {index: aligned(tensor_bytes(tensors[index])) for index in sorted(lifetimes(model))}
 
 
-def aligned(size: int) -> int:
-    """The least multiple of `ALIGNMENT` that is not below a size."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+    """The least multiple of `alignment` that is not below a size."""
+    return -(-size // alignment) * alignment
 
 
 # === Tensors inside others ===
