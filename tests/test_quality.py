@@ -22,6 +22,7 @@ from ddunet_keras.sky import (
     frame_quality,
     segment,
 )
+from ddunet_keras.sky.quality import grey_light
 
 HEIGHT, WIDTH = 240, 320
 
@@ -244,6 +245,20 @@ def test_without_probabilities_there_is_no_confidence(values):
     values[0, 0] = 1
     assert cover_confidence(values, np.ones((4, 4), bool)) is None
     assert cover_confidence(values / 2, np.zeros((4, 4), bool)) is None
+
+
+def test_a_bright_frame_without_colours_is_less_sure():
+    """By day, a blue sky and a grey cloud look alike to a mono camera; at night it sees as well."""
+    photo = blue_gradient()
+    photo[::7, ::5] = 255
+    grey = np.repeat(photo.mean(axis=-1, keepdims=True), 3, axis=-1).round().astype(np.uint8)
+    dark = grey // 5
+    lights = [grey_light(image.reshape(-1, 3)) for image in (photo, grey, dark)]
+    assert lights == pytest.approx([0, np.median(grey) / 255, np.median(dark) / 255], abs=0.05)
+    sure = [
+        cover_confidence(np.full((16, 16), 0.9), grey[..., 0] > 0, grey_light=g) for g in lights
+    ]
+    assert sure[1] < sure[2] < sure[0]
 
 
 # --- files and the command

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from measure_sensitivity import make_gray
 
 import ddunet_keras as dd
 from ddunet_keras.data.augmentation import Augmentation
@@ -54,10 +55,12 @@ def held_back(swinyseg: Path, wsiseg: Path, every: int) -> Iterator[tuple[np.nda
                 yield OTHER_CAMERA(image, labels, labels.shape, rng)
 
 
-def of_camera(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def of_camera(folder: Path, grey: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A camera's photos with labels; grey: as a mono camera would show them."""
     dataset = open_dataset(folder)
     for sample in dataset:
-        yield dataset.load(sample)
+        image, labels = dataset.load(sample)
+        yield make_gray(image) if grey else image, labels
 
 
 def measure(segmenter: dd.Segmenter | dd.DDUNet, frames) -> dict[str, np.ndarray]:
@@ -79,7 +82,7 @@ def measure(segmenter: dd.Segmenter | dd.DDUNet, frames) -> dict[str, np.ndarray
         probabilities, found = cover(seen)
         others = [cover((seen * e).clip(0, 255).astype(np.uint8))[1] for e in EXPOSURES]
         row = {"error": abs(found - float(np.mean(labels[valid] > 0)))}
-        row |= doubts(probabilities[small_valid], 0.5, quality.sky_likeness)
+        row |= doubts(probabilities[small_valid], 0.5, quality.sky_likeness, quality.grey_light)
         row["darker"] = abs(others[0] - found)
         row["darker or brighter"] = max(abs(other - found) for other in others)
         rows.append(row)
@@ -178,12 +181,14 @@ def main() -> None:
     write_json(COEFFICIENTS, model)
     print(f"wrote {COEFFICIENTS}")
     if arguments.cameras:
-        found = [measure(segmenter, of_camera(arguments.cameras / name)) for name in CAMERAS]
-        for name, part in zip(CAMERAS, found, strict=True):
-            print_signs(name, part)
-        joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-        print_signs("all cameras", joined)
-        print_calibration("all cameras", joined["error"], confidence_of(joined, model))
+        folders = [arguments.cameras / name for name in CAMERAS]
+        for title, grey in (("all cameras", False), ("all cameras, grey", True)):
+            found = [measure(segmenter, of_camera(folder, grey)) for folder in folders]
+            for name, part in zip(CAMERAS, found, strict=True):
+                print_signs(f"{name}, grey" if grey else name, part)
+            joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+            print_signs(title, joined)
+            print_calibration(title, joined["error"], confidence_of(joined, model))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def expose(factor: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return change
 
 
-def make_gray(photo: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def make_gray(photo: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """The photo as a monochrome camera gives it: luminance by ITU-R BT.601."""
     luminance = photo @ np.array([0.299, 0.587, 0.114])
     return np.repeat(np.rint(luminance).astype(np.uint8)[..., None], 3, axis=-1)

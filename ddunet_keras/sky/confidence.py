@@ -23,6 +23,7 @@ def cover_confidence(
     valid: np.ndarray,
     threshold: float = 0.5,
     sky_likeness: float | None = None,
+    grey_light: float = 0.0,
 ) -> float | None:
     """Confidence in a cloud cover: the probability that it is right within one okta.
 
@@ -36,6 +37,7 @@ def cover_confidence(
         valid: boolean (height, width), True where the photo shows sky, of any size.
         threshold: from which a pixel is cloud.
         sky_likeness: from `frame_quality`; None: not known, and taken for an average one.
+        grey_light: from `frame_quality`.
 
     Returns:
         0 to 1. None where it cannot be known: no pixel is valid, or the network gives a mask and no
@@ -58,26 +60,30 @@ def cover_confidence(
     if known.size == 0 or is_mask:
         return None
     model = _coefficients()
-    signs = doubts(known, threshold, sky_likeness)
+    signs = doubts(known, threshold, sky_likeness, grey_light)
     averages = model["averages"]
     features = [signs.get(name, averages[name]) for name in model["names"]]
     return float(logistic(np.array(features), model))
 
 
 def doubts(
-    cloud: np.ndarray, threshold: float = 0.5, sky_likeness: float | None = None
+    cloud: np.ndarray,
+    threshold: float = 0.5,
+    sky_likeness: float | None = None,
+    grey_light: float = 0.0,
 ) -> dict[str, float]:
     """Signs of a wrong cloud cover; the larger, the more doubtful.
 
     Args:
         cloud: probabilities of cloud, of the valid pixels, (n,).
         threshold: from which a pixel is cloud.
-        sky_likeness: from `frame_quality`.
+        sky_likeness, grey_light: from `frame_quality`.
 
     Returns:
         By name: "undecided", the logarithm of the mean probability of the less likely class;
         "between", that of the share of pixels that would change with the threshold half way to 0 or
-        1; and, if it is known, "unlike a sky", the sky's likeness with its sign changed.
+        1; "grey", `grey_light`; and, if it is known, "unlike a sky", the sky's likeness with its
+        sign changed.
     """
     low = 0.5 * threshold
     high = 0.5 * (1 + threshold)
@@ -86,6 +92,7 @@ def doubts(
     signs = {
         "undecided": float(np.log(undecided + _LITTLE)),
         "between": float(np.log(between + _LITTLE)),
+        "grey": grey_light,
     }
     if sky_likeness is not None:
         signs["unlike a sky"] = -sky_likeness

@@ -429,7 +429,9 @@ def segment(
     probabilities = predictor(photo if valid.all() else blacken(photo, valid))
     confidence: float | None = 0.0
     if quality.usable:
-        confidence = cover_confidence(probabilities, valid, threshold, quality.sky_likeness)
+        confidence = cover_confidence(
+            probabilities, valid, threshold, quality.sky_likeness, quality.grey_light
+        )
     return Segmentation(photo, probabilities, valid, threshold, disc, reason, confidence)
 
 

@@ -72,6 +72,12 @@ NO_SKY = "no sky in it"
 REASONS = (BLACK, SATURATED, FLAT, NO_SKY)
 """Why a frame may be unusable."""
 
+GREY_SPREAD = 2
+"""Largest difference between the channels of a pixel without colour."""
+
+COLOURED_PART = 1 / 100
+"""Share of coloured pixels up to which a frame is grey, as one of a mono camera."""
+
 LIMIT = 4.0
 """Standardized numbers of the description are clipped to it, either way."""
 
@@ -87,10 +93,13 @@ class FrameQuality:
         sky_likeness: how much it looks like the frames of the sky that the classifier was fitted
             to, as logarithm of odds; its threshold is 0. None where a rule decided, or the frame is
             too small or narrow.
+        grey_light: median brightness of a frame without colours, 0 to 1; 0 of one with colours.
+            By day, only colours tell a clear sky from a cloud with certainty.
     """
 
     reason: str | None = None
     sky_likeness: float | None = None
+    grey_light: float = 0.0
 
     @property
     def usable(self) -> bool:
@@ -137,7 +146,8 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
     if min(image.shape[:2]) < MIN_SIDE or min(pixels.shape[:2]) < MIN_SMALL_SIDE:
         return FrameQuality()
     likeness = sky_likeness(describe(pixels, small_valid))
-    return FrameQuality(None if likeness >= 0 else NO_SKY, likeness)
+    reason = None if likeness >= 0 else NO_SKY
+    return FrameQuality(reason, likeness, grey_light(pixels[small_valid]))
 
 
 def shrink_frame(
@@ -204,6 +214,27 @@ def find_flaw(colours: np.ndarray) -> str | None:
     if np.mean(deviation > FLAT_DEVIATION) < FEW:
         return FLAT
     return None
+
+
+def grey_light(colours: np.ndarray) -> float:
+    """How bright a frame without colours is.
+
+    Args:
+        colours: uint8 (n, 3), the valid pixels of a small picture, at least one.
+
+    Returns:
+        The median of their brightest channels, 0 to 1; 0 if they have colours.
+
+    Example:
+
+    >>> grey_light(np.full((9, 3), 51, np.uint8)), grey_light(np.uint8([[90, 100, 120]]))
+    (0.2, 0.0)
+    """
+    planes = np.ascontiguousarray(colours.T)  # fast, see `is_drawing`
+    brightest = planes.max(axis=0)
+    if np.mean(brightest - planes.min(axis=0) > GREY_SPREAD) > COLOURED_PART:
+        return 0.0
+    return float(np.median(brightest)) / 255
 
 
 def is_drawing(image: np.ndarray, valid: np.ndarray | None = None) -> bool:
