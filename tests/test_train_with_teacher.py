@@ -46,7 +46,7 @@ def test_skies_by_day_are_cloudless_or_overcast(skies):
 def test_a_batch_has_its_shares_and_repeats(skies, batch_size, patches, skies_drawn):
     dataset = open_dataset(skies)
     photos = [(dataset, sample) for sample in dataset]
-    sources = [module.Source(kind, photos) for kind in module.SHARES]
+    sources = [module.Source(kind, photos) for kind in module.KINDS]
     draw = [module.draw_batches(sources, SIZE, batch_size, 1.0, 1.0, seed) for seed in (1, 1, 2)]
     first, again, other = (next(batches) for batches in draw)
     for array, same in zip(first, again, strict=True):

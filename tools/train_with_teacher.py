@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,9 @@ PATCH, WHOLE_SKY, SKY = "patch", "whole-sky", "synthetic"
 NOON = 12
 """Synthetic photos of the day are dated before it, those of dusk and night after it."""
 
-SHARES = {PATCH: 8, WHOLE_SKY: 3, SKY: 5}
-"""Photos of each kind in sixteen."""
+KINDS = (PATCH, WHOLE_SKY, SKY)
+SHARES = (8, 3, 5)
+"""Photos of each kind in sixteen, in the last stages more whole-sky ones."""
 
 PHOTO_AUGMENTATION = Augmentation(other_camera=0)
 """Of patches and whole-sky photos: another camera comes after it, unseen by the teacher."""
@@ -136,10 +137,13 @@ def draw_photo(source: Source, size, other_camera: float, mono: float, random):
     return normalize(seen), normalize(image), labels
 
 
-def draw_batches(sources, size, batch_size, other_camera, mono, seed) -> Iterator[tuple]:
+def draw_batches(
+    sources, size, batch_size, other_camera, mono, seed, shares=SHARES
+) -> Iterator[tuple]:
     """Endless batches: as the student sees them, as they are, labels, and which are patches."""
-    sixteen = [source for source in sources for _ in range(SHARES[source.kind])]
-    chosen = [sixteen[position * len(sixteen) // batch_size] for position in range(batch_size)]
+    parts = dict(zip(KINDS, shares, strict=True))
+    repeated = [source for source in sources for _ in range(parts[source.kind])]
+    chosen = [repeated[position * len(repeated) // batch_size] for position in range(batch_size)]
     is_patch = np.array([source.kind == PATCH for source in chosen])
     with ThreadPoolExecutor(2) as pool:
 
@@ -173,6 +177,7 @@ def train(
     other_camera: float,
     mono: float,
     seed: int,
+    shares: Sequence[int] = SHARES,
 ) -> DDUNet:
     """Trains `model` on, in place, and writes it to `out` now and then."""
     recipe = RECIPES["default"]
@@ -190,7 +195,7 @@ def train(
         loss_weights=list(recipe.aux_weights[:count]),
     )
     losses = []
-    batches = draw_batches(sources, size, batch_size, other_camera, mono, seed)
+    batches = draw_batches(sources, size, batch_size, other_camera, mono, seed, shares)
     for step in range(1, steps + 1):
         seen, photos, labels, is_patch = next(batches)
         targets = labels.astype("float32")
@@ -246,6 +251,14 @@ def main(arguments=None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest")
     parser.add_argument("--other-camera", type=float, default=0.35, help="share of photos")
     parser.add_argument("--mono", type=float, default=MONO, help="share of those, without colour")
+    parser.add_argument(
+        "--shares",
+        nargs=len(KINDS),
+        type=int,
+        default=SHARES,
+        metavar=("PATCHES", "WHOLE_SKY", "SKIES"),
+        help="parts of a batch",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
@@ -266,6 +279,7 @@ def main(arguments=None) -> int:
             other_camera=options.other_camera,
             mono=options.mono,
             seed=options.seed,
+            shares=options.shares,
         )
         if other is not None:
             mean_of(model, other)
