@@ -14,9 +14,9 @@ PRESETS: dict[str, dict[str, str]] = {
     "ddunet_c8": {
         "description": "full, 8 channels, 0.33 M parameters: day, night and whole-sky photos",
         "weights": "ddunet_c8/ddunet_c8.keras",
-        "sha256": "fb554b8e4b6cb917c25d18ca17cc14971c3a06fcd8d619bc7be6ddc3c1ce4317",
+        "sha256": "12a5b34fa6eadc6933ca1544424ed37827175092b13180107eb84d4445974a20",
         "tflite": "ddunet_c8/ddunet_c8_256.tflite",
-        "tflite_sha256": "74a236784cb4be9c9640dcf0136eb4290cdb6e23fad2b5b93d133ad5ff1d9133",
+        "tflite_sha256": "babfdc26615f991b445fca91bdebe87f42011928b9131ba77f9bd8f996ce3c6b",
     },
     "ddunet_c4": {
         "description": "full, 4 channels, 0.09 M parameters: the same for small devices",
