@@ -376,7 +376,8 @@ def test_a_mask_is_a_pgm_file(sky, tmp_path, shape):
 @pytest.mark.parametrize("name", ["ddunet_c4_96", "ddunet_c8_128"])
 @pytest.mark.parametrize("kind", [RGB888, RGB565_BIG_ENDIAN])
 def test_photos_score_as_they_do_in_python(shrink, shared, kind, name):
-    """The `date` test photos as frames of 320x240: accuracy at most .2 points below, MIoU .3."""
+    """The `date` test photos as frames of 320x240: accuracy at most .2 points below, and MIoU,
+    which moves twice as far, .4."""
     dataset = open_dataset(shared / "data" / "swinyseg-base")
     split = Split.load(WEIGHTS / name.rpartition("_")[0] / "split.json")
     segmenter = Segmenter(MICRO.parent / "models" / f"{name}.tflite", threads=1)
@@ -397,7 +398,7 @@ def test_photos_score_as_they_do_in_python(shrink, shared, kind, name):
     )
     print(f"{name}, format {kind}: {on_board.round(2)}, in Python {in_python.round(2)}")
     assert len(frames) == 168
-    assert (on_board > in_python - [0.2, 0.3]).all()
+    assert (on_board > in_python - [0.2, 0.4]).all()
 
 
 def score(segmenter, image, cloud):
