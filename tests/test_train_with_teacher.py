@@ -47,7 +47,12 @@ def test_a_batch_has_its_shares_and_repeats(skies, batch_size, patches, skies_dr
     dataset = open_dataset(skies)
     photos = [(dataset, sample) for sample in dataset]
     sources = [module.Source(kind, photos) for kind in module.KINDS]
-    draw = [module.draw_batches(sources, SIZE, batch_size, 1.0, 1.0, seed) for seed in (1, 1, 2)]
+    draw = [
+        module.draw_batches(
+            sources, module.Batches(SIZE, batch_size, 1.0, 1.0, module.SHARES, seed)
+        )
+        for seed in (1, 1, 2)
+    ]
     first, again, other = (next(batches) for batches in draw)
     for array, same in zip(first, again, strict=True):
         np.testing.assert_array_equal(array, same)
@@ -107,3 +112,10 @@ def test_bad_input_is_one_line(word, skies, tmp_path, capsys):
         module.main([str(argument) for argument in arguments])
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1 and word in lines[0]
+
+
+@pytest.mark.parametrize("change", [{"mono": 1.5}, {"shares": (0, 3, 5)}, {"shares": (8, -1, 5)}])
+def test_a_batch_without_meaning_is_refused(change):
+    asked = {"other_camera": 0.3, "mono": 0.2, "shares": module.SHARES, "seed": 0} | change
+    with pytest.raises(ValueError, match="Received"):
+        module.Batches(SIZE, 16, **asked)

@@ -34,7 +34,7 @@ def expose(factor: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return change
 
 
-def make_gray(photo: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+def make_gray(photo: np.ndarray) -> np.ndarray:
     """The photo as a monochrome camera gives it: luminance by ITU-R BT.601."""
     luminance = photo @ np.array([0.299, 0.587, 0.114])
     return np.repeat(np.rint(luminance).astype(np.uint8)[..., None], 3, axis=-1)
@@ -53,7 +53,7 @@ CHANGES = {
     "exposure x 0.5": expose(0.5),
     "exposure x 1.4": expose(1.4),
     "exposure x 0.25": expose(0.25),
-    "grey in place of colour": make_gray,
+    "grey in place of colour": lambda photo, valid: make_gray(photo),
     "outside the horizon black": paint_outside((0, 0, 0)),
     "outside the horizon dark red": paint_outside(DARK_RED),
 }

@@ -53,7 +53,7 @@ NOON = 12
 
 KINDS = (PATCH, WHOLE_SKY, SKY)
 SHARES = (8, 3, 5)
-"""Photos of each kind in sixteen, in the last stages more whole-sky ones."""
+"""Parts of a batch, for each of `KINDS`."""
 
 PHOTO_AUGMENTATION = Augmentation(other_camera=0)
 """Of patches and whole-sky photos: another camera comes after it, unseen by the teacher."""
@@ -79,6 +79,37 @@ class Source:
         """Image and labels of a photo, uint8."""
         dataset, sample = self.photos[random.integers(len(self.photos))]
         return dataset.load(sample)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a batch holds.
+
+    Attributes:
+        size: (height, width) of its photos.
+        batch_size: their number.
+        other_camera: share of the real ones that are shown as another camera might.
+        mono: share of these cameras that see no colours.
+        shares: parts of a batch, for each of `KINDS`.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: a share is no share, or no patch is left for the teacher.
+    """
+
+    size: tuple[int, int]
+    batch_size: int
+    other_camera: float
+    mono: float
+    shares: Sequence[int]
+    seed: int
+
+    def __post_init__(self):
+        for name in ("other_camera", "mono"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0 to 1. Received: {getattr(self, name)}")
+        if self.shares[0] < 1 or min(self.shares) < 0:
+            raise ValueError(f"shares must be 0 or more, of patches 1. Received: {self.shares}")
 
 
 # === Photos ===
@@ -118,7 +149,7 @@ def useful_skies(dataset: Dataset, split: Split) -> list:
     return chosen
 
 
-def draw_photo(source: Source, size, other_camera: float, mono: float, random):
+def draw_photo(source: Source, batches: Batches, random: np.random.Generator):
     """A photo as the student sees it, the photo itself, and its labels.
 
     Returns:
@@ -126,31 +157,30 @@ def draw_photo(source: Source, size, other_camera: float, mono: float, random):
     """
     image, labels = source.draw(random)
     if source.kind == SKY:
-        image, labels = SKY_AUGMENTATION(image, labels, size, random)
+        image, labels = SKY_AUGMENTATION(image, labels, batches.size, random)
         return normalize(image), normalize(image), labels
-    image, labels = PHOTO_AUGMENTATION(image, labels, size, random)
+    image, labels = PHOTO_AUGMENTATION(image, labels, batches.size, random)
     seen = image
-    if random.uniform() < other_camera:
-        seen = through_other_camera(Image.fromarray(image), random, mono)
+    if random.uniform() < batches.other_camera:
+        seen = through_other_camera(Image.fromarray(image), random, batches.mono)
         is_outside = (labels == IGNORE) & (image.max(-1) == 0)
         seen = np.where(is_outside[..., None], 0, seen).astype("uint8")
     return normalize(seen), normalize(image), labels
 
 
-def draw_batches(
-    sources, size, batch_size, other_camera, mono, seed, shares=SHARES
-) -> Iterator[tuple]:
+def draw_batches(sources: list[Source], batches: Batches) -> Iterator[tuple]:
     """Endless batches: as the student sees them, as they are, labels, and which are patches."""
-    parts = dict(zip(KINDS, shares, strict=True))
+    parts = dict(zip(KINDS, batches.shares, strict=True))
     repeated = [source for source in sources for _ in range(parts[source.kind])]
-    chosen = [repeated[position * len(repeated) // batch_size] for position in range(batch_size)]
+    places = range(batches.batch_size)
+    chosen = [repeated[place * len(repeated) // len(places)] for place in places]
     is_patch = np.array([source.kind == PATCH for source in chosen])
     with ThreadPoolExecutor(2) as pool:
 
         def begin(step):
-            randoms = [np.random.default_rng([seed, step, place]) for place in range(batch_size)]
+            randoms = [np.random.default_rng([batches.seed, step, place]) for place in places]
             return [
-                pool.submit(draw_photo, source, size, other_camera, mono, random)
+                pool.submit(draw_photo, source, batches, random)
                 for source, random in zip(chosen, randoms, strict=True)
             ]
 
@@ -169,20 +199,15 @@ def train(
     teacher: DDUNet,
     sources: list[Source],
     out: Path,
+    batches: Batches,
     *,
     steps: int,
-    size: tuple[int, int],
-    batch_size: int,
     learning_rate: float,
-    other_camera: float,
-    mono: float,
-    seed: int,
-    shares: Sequence[int] = SHARES,
 ) -> DDUNet:
     """Trains `model` on, in place, and writes it to `out` now and then."""
     recipe = RECIPES["default"]
-    student = model.resized((*size, 3), deep_supervision=True)
-    teacher = teacher.resized((*size, 3))
+    student = model.resized((*batches.size, 3), deep_supervision=True)
+    teacher = teacher.resized((*batches.size, 3))
     count = len(student.outputs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=learning_rate, warmup_steps=max(1, round(WARMUP * steps))
@@ -195,9 +220,9 @@ def train(
         loss_weights=list(recipe.aux_weights[:count]),
     )
     losses = []
-    batches = draw_batches(sources, size, batch_size, other_camera, mono, seed, shares)
+    drawn = draw_batches(sources, batches)
     for step in range(1, steps + 1):
-        seen, photos, labels, is_patch = next(batches)
+        seen, photos, labels, is_patch = next(drawn)
         targets = labels.astype("float32")
         logits = teacher.predict_on_batch(photos[is_patch])[..., 0]
         opinions = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
@@ -264,6 +289,14 @@ def main(arguments=None) -> int:
     try:
         if options.out.suffix != ".keras":
             raise DataError(f"{options.out}: the name of the trained model must end in .keras")
+        batches = Batches(
+            size=(options.size, options.size),
+            batch_size=options.batch_size,
+            other_camera=options.other_camera,
+            mono=options.mono,
+            shares=options.shares,
+            seed=options.seed,
+        )
         model, teacher = load_model(options.start), load_model(options.teacher)
         other = load_model(options.mean_with) if options.mean_with else None
         sources = open_sources(options.swinyseg, options.wsiseg, options.skies)
@@ -272,14 +305,9 @@ def main(arguments=None) -> int:
             teacher,
             sources,
             options.out,
+            batches,
             steps=options.steps,
-            size=(options.size, options.size),
-            batch_size=options.batch_size,
             learning_rate=options.learning_rate,
-            other_camera=options.other_camera,
-            mono=options.mono,
-            seed=options.seed,
-            shares=options.shares,
         )
         if other is not None:
             mean_of(model, other)

@@ -138,7 +138,8 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
     """
     image = as_photo(image)
     pixels, small_valid = shrink_frame(image, valid)
-    reason = find_flaw(pixels[small_valid])
+    colours = pixels[small_valid]
+    reason = find_flaw(colours)
     if reason is None and is_drawing(image, valid):
         reason = NO_SKY
     if reason is not None:
@@ -147,7 +148,7 @@ def frame_quality(image: np.ndarray, valid: np.ndarray | None = None) -> FrameQu
         return FrameQuality()
     likeness = sky_likeness(describe(pixels, small_valid))
     reason = None if likeness >= 0 else NO_SKY
-    return FrameQuality(reason, likeness, grey_light(pixels[small_valid]))
+    return FrameQuality(reason, likeness, grey_light(colours))
 
 
 def shrink_frame(
