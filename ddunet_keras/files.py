@@ -290,12 +290,16 @@ def opaque_pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGBA").getchannel("A")) >= OPAQUE
 
 
-def read_gray(path: StrPath, transparent: int | None = None) -> np.ndarray:
-    """Reads a mask's values as uint8 (height, width): palette files by index, colour by luminance.
+def read_gray(
+    path: StrPath, transparent: int | None = None, palette_index: bool = True
+) -> np.ndarray:
+    """Reads a mask's values as uint8 (height, width), those of colours as luminance.
 
     Args:
         path: a file of any format that Pillow reads.
         transparent: the value of transparent pixels; None: the one that they have beneath.
+        palette_index: of a file with a palette, take the index, which in label files is the class,
+            and not the luminance of its colour.
 
     Raises:
         DataError: as `opened_picture`.
@@ -309,7 +313,7 @@ def read_gray(path: StrPath, transparent: int | None = None) -> np.ndarray:
     with opened_picture(path) as picture:
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)  # copies only what is turned
-        if picture.mode == "P":
+        if picture.mode == "P" and palette_index:
             values = np.asarray(picture)
         elif is_gray(picture):
             values = _gray8(picture)

@@ -33,6 +33,9 @@ FITS_SUFFIXES = tuple(f".{fits}{packed}" for fits in ("fit", "fits", "fts") for 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *FITS_SUFFIXES)
 """Endings of the files in a folder that are taken for photos."""
 
+NOT_FRAMES = ("thumbnail", "keogram", "keolapse", "startrail", "timelapse", "panorama", "latest")
+"""Words in the names of folders and files that Allsky and indi-allsky keep beside the frames."""
+
 STDIN = "-"
 """What stands for the photo on stdin among the inputs; its results are called "stdin"."""
 
@@ -94,7 +97,7 @@ def find_photos(
     Args:
         inputs: paths of files, taken as they are, and of folders, whose files with one of
             `SUFFIXES` are taken in the order of their names; `STDIN` is taken for a file.
-        recursive: whether to look into the folders in folders, too.
+        recursive: whether to look into the folders in folders, too, but for what `is_no_frame`.
         out: a folder in which that does not look: for the results.
 
     Raises:
@@ -113,19 +116,41 @@ def find_photos(
             by_real_path.setdefault(os.path.realpath(photo), photo)
 
     photos: dict[str, Path] = {}
-    taken = set()
+    taken: set[str] = set()
     for path in by_real_path.values():
         stem = "stdin" if str(path) == STDIN else _stem(path)
         while len(os.fsencode(stem)) > MAX_NAME_BYTES:
             stem = stem[:-1]
-        name = stem
-        count = 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{stem}-{count}"
-        taken.add(name.casefold())
-        photos[name] = path
+        photos[free_name(stem, taken)] = path
     return photos
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or if it is taken, with `-2`, `-3`...; adds it to `taken`, which has no capitals.
+
+    Example:
+
+    >>> free_name("Sky", {"sky", "sky-2"})
+    'Sky-3'
+    """
+    free = name
+    count = 1
+    while free.casefold() in taken:
+        count += 1
+        free = f"{name}-{count}"
+    taken.add(free.casefold())
+    return free
+
+
+def is_no_frame(name: str) -> bool:
+    """Whether a file or folder is, by its name, what a camera's software makes of the frames.
+
+    Example:
+
+    >>> is_no_frame("Keogram-20260601.jpg"), is_no_frame("image-20260601220000.jpg")
+    (True, False)
+    """
+    return any(word in name.lower() for word in NOT_FRAMES)
 
 
 def count_left_out(
@@ -133,8 +158,8 @@ def count_left_out(
 ) -> dict[str, int]:
     """How many files of folders `find_photos` leaves out, by ending; most frequent first.
 
-    Without `recursive`, the folders in folders are counted as "folder". Hidden files are not
-    counted.
+    Without `recursive`, the folders in folders are counted as "folder", and with it what
+    `is_no_frame`, as "keogram or the like". Hidden files are not counted.
 
     Example:
 
@@ -144,13 +169,20 @@ def count_left_out(
     {'.txt': 2}
     """
     counts: Counter[str] = Counter()
-    for folder in {os.path.realpath(path) for path in inputs if os.path.isdir(path)}:
-        for path in _walk(Path(folder), recursive, out):
-            if os.path.isdir(path):
+    for folder in {Path(os.path.realpath(path)) for path in inputs if os.path.isdir(path)}:
+        for path in _walk(folder, recursive, out):
+            if _is_beside_frames(path, folder, recursive):
+                counts["keogram or the like"] += 1
+            elif os.path.isdir(path):
                 counts["folder"] += 1
             elif not _is_photo(path):
                 counts[path.suffix.lower() or "no ending"] += 1
     return dict(counts.most_common())
+
+
+def _is_beside_frames(path, folder, recursive):
+    """Whether something in `folder` is no frame; in one that was named for such files, all are."""
+    return recursive and is_no_frame(path.name) and not is_no_frame(folder.name)
 
 
 def _is_photo(path):
@@ -171,7 +203,8 @@ def _walk(folder: Path, recursive: bool, out: StrPath | None) -> Iterator[Path]:
     Links to folders are not followed: they may lead in circles.
     """
     for path in list_folder(folder):
-        if not os.path.isdir(path) or not recursive or os.path.islink(path):
+        is_entered = recursive and os.path.isdir(path) and not is_no_frame(path.name)
+        if not is_entered or os.path.islink(path):
             yield path
         elif out is None or os.path.realpath(path) != os.path.realpath(out):
             yield from _walk(path, recursive, out)
@@ -181,7 +214,9 @@ def _photos_in(folder, recursive, out):
     photos = [
         path
         for path in _walk(folder, recursive, out)
-        if _is_photo(path) and not os.path.isdir(path)
+        if _is_photo(path)
+        and not os.path.isdir(path)
+        and not _is_beside_frames(path, folder, recursive)
     ]
     if not photos:
         raise DataError(f"{folder}: holds no photos ({' '.join(SUFFIXES)})")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ddunet_keras.files import DataError, WriteError, write_image
 from ddunet_keras.prediction import PredictOptions, find_photos, predict_files
 
 COUNT = 9
+MODELS = Path(__file__).parents[1] / "tflite" / "models"
 SETTINGS = {"model": "m.tflite", "threshold": 0.5, "horizon": None}
 
 
@@ -104,6 +106,46 @@ def test_masks_come_on_request(frames, tmp_path):
     masks = {row["mask"] for row in read(tmp_path / "b.csv")} - {""}
     assert len(masks) == COUNT and masks <= set(os.listdir(out))
     assert len(os.listdir(out)) == 2 * COUNT
+
+
+def test_a_mask_that_the_table_names_is_not_written_over(frames, tmp_path):
+    contents = []
+    for camera in ("b", "a"):  # the frame that comes later is listed first
+        (tmp_path / "frames" / camera).mkdir(parents=True)
+        shutil.copy2(frames / f"{'ab'.index(camera)}.png", tmp_path / "frames" / camera / "sky.png")
+        words = ("--recursive", "--masks", "--out", str(tmp_path / "out"), "--resume")
+        assert predict(tmp_path / "frames", tmp_path / "sky.csv", *words) == 0
+        contents.append((tmp_path / "out" / "sky_mask.png").read_bytes())
+    masks = [row["mask"] for row in read(tmp_path / "sky.csv")]
+    assert masks == ["sky_mask.png", "sky-2_mask.png"]
+    assert contents[0] == contents[1] != (tmp_path / "out" / masks[1]).read_bytes()
+
+
+def test_a_frame_is_known_however_its_path_is_written(frames, tmp_path, monkeypatch):
+    monkeypatch.chdir(frames.parent)
+    assert predict(frames.name, tmp_path / "sky.csv") == 0
+    before = (tmp_path / "sky.csv").read_bytes()
+    for spelling in (frames, f"{frames.name}/../{frames.name}"):
+        assert predict(spelling, tmp_path / "sky.csv", "--resume") == 0
+    assert (tmp_path / "sky.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--model", "--horizon"])
+def test_another_file_of_the_same_name_is_refused(frames, tmp_path, capsys, option):
+    file = tmp_path / ("m.tflite" if option == "--model" else "h.png")
+
+    def write(number):
+        if option == "--model":
+            shutil.copy(MODELS / f"ddunet_c4_{(96, 128)[number]}.tflite", file)
+        else:
+            write_image(file, np.full((48, 64), 255, np.uint8) * (np.arange(64) > number))
+
+    write(0)
+    assert predict(frames, tmp_path / "sky.csv", option, str(file)) == 0
+    assert predict(frames, tmp_path / "sky.csv", option, str(file), "--resume") == 0
+    write(1)
+    assert predict(frames, tmp_path / "sky.csv", option, str(file), "--resume") == 2
+    assert f"was begun with {option[2:]} '{file.name} " in capsys.readouterr().err
 
 
 def test_parquet_holds_what_csv_holds(frames, tmp_path):

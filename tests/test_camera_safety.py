@@ -263,6 +263,17 @@ def test_a_step_as_time_services_make_it_is_no_fault():
     assert run.wait(-0.5).safe
 
 
+def test_a_clock_that_is_set_forward_makes_no_delay_shorter():
+    monitor = SafetyMonitor(SafetyConfig(**CONFIG))
+    set_forward = [0, 0, 0, 80, 80, 80, 80, 80]
+    states = [
+        monitor.update(frame(now), now, 10.0 * tick).safe
+        for tick, ahead in enumerate(set_forward)
+        for now in [START + 10 * tick + ahead]
+    ]
+    assert states == [False] * 6 + [True] * 2
+
+
 def test_a_clock_that_jumps_ahead_is_unsafe():
     run = Run()
     run.open()

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ddunet_keras.files import DataError, WriteError, read_gray
-from ddunet_keras.prediction import find_photos, predict_files
+from ddunet_keras.prediction import count_left_out, find_photos, predict_files
 from ddunet_keras.sky import Segmentation, segment
 from ddunet_keras.sky.reading import read_image
 
@@ -52,6 +52,19 @@ def test_a_name_that_a_photo_bears_is_not_given_away(tmp_path):
     for name in ("sky.jpg", "sky.png", "sky-2.jpg"):
         photo(tmp_path / name)
     assert len(find_photos([tmp_path])) == 3
+
+
+def test_what_allsky_makes_of_the_frames_is_no_frame(tmp_path):
+    day = tmp_path / "20260601"
+    frame = photo(day / "image-20260601220000.jpg")
+    photo(day / "keogram" / "keogram-20260601.jpg")
+    photo(day / "thumbnails" / frame.name)
+    photo(day / "startrails-20260601.jpg")
+    assert list(find_photos([tmp_path], recursive=True).values()) == [frame]
+    assert count_left_out([tmp_path], recursive=True) == {"keogram or the like": 3}
+    # what is named itself is taken
+    assert len(find_photos([day / "keogram"], recursive=True)) == 1
+    assert len(find_photos([day])) == 2
 
 
 @pytest.mark.parametrize("files", [(), ("notes.txt",)])

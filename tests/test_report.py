@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from datetime import date, datetime, timedelta, timezone
 from html.parser import HTMLParser
 
@@ -233,6 +234,26 @@ def test_a_time_in_a_photos_name_goes_before_that_of_its_file(tmp_path):
     (named,) = read_day(tmp_path, date(2026, 10, 28)).measurements
     assert named.time == datetime(2026, 10, 28, 4, 39, 40).astimezone()
     assert len(read_day(tmp_path, date(2026, 11, 28)).measurements) == 2
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be changed here")
+def test_the_day_of_fits_files_is_the_local_one(tmp_path, monkeypatch):
+    taken = ["2026-06-01T12:00:00+00:00", "2026-06-01T20:00:00+00:00", "no time", None]
+    records = [
+        {"image": "a.fits", "taken": when, "taken_from": "fits", "usable": True}
+        | {"cloud_cover": {"percent": 30.0}}
+        for when in taken
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps(records))
+    monkeypatch.setenv("TZ", "Australia/Sydney")
+    time.tzset()
+    try:
+        day = read_day(tmp_path, date(2026, 6, 2))
+        assert [m.time.isoformat() for m in day.measurements] == ["2026-06-02T06:00:00+10:00"]
+        assert day.unreadable == 2
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_time_without_offset_is_one_of_this_computer(tmp_path):

@@ -190,6 +190,15 @@ def test_mask_from_file_or_array(tmp_path, high):
         assert np.array_equal(horizon_mask(spec, gray(6, 10)), mask)
 
 
+@pytest.mark.parametrize("name", ["mask.gif", "mask.png"])
+def test_masks_with_a_palette_are_read_by_colour(tmp_path, name):
+    sky = np.arange(12).reshape(3, 4) > 5
+    mask = Image.fromarray(sky).convert("RGB").quantize(2)
+    assert mask.mode == "P" and mask.getpalette()[:3] == [255, 255, 255]  # index 0 is white
+    mask.save(tmp_path / name)
+    np.testing.assert_array_equal(horizon_mask(tmp_path / name, gray(3, 4)), sky)
+
+
 def test_jpeg_masks_are_cut_at_half(tmp_path):
     mask = np.zeros((32, 48), np.uint8)
     mask[8:24, 16:40] = 255

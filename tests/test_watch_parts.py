@@ -11,7 +11,8 @@ import shutil
 import stat
 import subprocess
 import threading
-from datetime import datetime, timezone
+import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -188,9 +189,49 @@ def test_the_time_in_a_name_is_local(name, expected):
     assert found == (datetime(*expected).astimezone(), "name")
 
 
-def test_the_time_in_a_name_may_be_utc():
-    found, _ = frame_time(None, None, "20260601T223045Z.jpg", None, 0.0)
-    assert found == datetime(2026, 6, 1, 22, 30, 45, tzinfo=timezone.utc)
+@pytest.mark.parametrize(
+    ("name", "hours"),
+    [
+        ("20260601T223045Z.jpg", 0),
+        ("20260601T223045z.jpg", 0),
+        ("20260601T223045123Z.jpg", 0),
+        ("2026-06-01T22:30:45.123Z.jpg", 0),  # JavaScript's toISOString
+        ("2026-06-01T22-30-45-123Z.jpg", 0),
+        ("2026-06-01T22-30-45.123456Z.jpg", 0),
+        ("20260601T223045+0000.jpg", 0),
+        ("20260601_223045+02:00.jpg", 2),
+        ("2026-06-01T22:30:45.5-0330.jpg", -3.5),
+    ],
+)
+def test_the_time_in_a_name_may_have_an_offset(name, hours):
+    found, source = frame_time(None, None, name, None, 0.0)
+    zone = timezone(timedelta(hours=hours))
+    assert (found, source) == (datetime(2026, 6, 1, 22, 30, 45, tzinfo=zone), "name")
+
+
+@pytest.mark.parametrize("name", ["20260601-223045-0100.jpg", "20260601_223045_0001.jpg"])
+def test_a_number_after_the_time_is_no_offset(name):
+    assert (
+        frame_time(None, None, name, None, 0.0)[0] == datetime(2026, 6, 1, 22, 30, 45).astimezone()
+    )
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be changed here")
+@pytest.mark.parametrize("source", ["exif", "name"])
+def test_the_hour_that_comes_twice_is_told_apart_by_the_file(monkeypatch, source):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        for hour, offset in ((0, "+02:00"), (1, "+01:00")):
+            changed = datetime(2026, 10, 25, hour, 30, 2, tzinfo=timezone.utc).timestamp()
+            taken = ("2026-10-25T02:30:00", "exif") if source == "exif" else (None, None)
+            name = "image-20261025023000.jpg"
+            for times in ((changed, 0.0), (None, changed)):
+                found, _ = frame_time(*taken, name, *times)
+                assert found.isoformat() == f"2026-10-25T02:30:00{offset}"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_the_first_source_of_a_time_counts():
@@ -385,6 +426,32 @@ def test_other_zones_are_other_columns(tmp_path):
     header, first, second = (tmp_path / "log" / "2026-06-01.csv").read_text().splitlines()
     assert "zone a,zone b" in header
     assert first.split(",")[10:12] == ["1.0", ""] and second.split(",")[10:12] == ["2.0", ""]
+
+
+def test_a_table_that_was_saved_in_another_encoding_is_written_anew(tmp_path):
+    with contextlib.closing(Log(tmp_path)) as log:
+        log.add(record(1) | {"frame": "j\xf6rg/1"})
+        log.flush()
+    rows = tmp_path / "log" / "2026-06-01.csv"
+    text = rows.read_text(encoding="utf-8")
+    rows.write_bytes(text.replace("\n", "\r\n").encode("cp1252"))
+    with contextlib.closing(Log(tmp_path)) as log:
+        log.add(record(2))
+        log.flush()
+    assert (
+        rows.read_text(encoding="utf-8")
+        == text + text.splitlines()[1].replace("j\xf6rg/1", "2") + "\n"
+    )
+
+
+def test_which_of_some_names_the_log_has(tmp_path):
+    with contextlib.closing(Log(tmp_path)) as log:
+        log.know([("a", str(number)) for number in range(2000)])
+        log.add(record(3), ("a", "waiting"))
+        asked = [*map(str, range(1990, 2600)), "waiting"]
+        known = {*map(str, range(1990, 2000)), "waiting"}
+        assert log.known_of("a", asked) == known
+        assert log.known_of("b", asked) == log.known_of("a", []) == set()
 
 
 def test_a_database_that_is_damaged(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Mapping
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 FRAMES_AHEAD = 4
 """Frames for each worker that are handed out before the first of them is waited for."""
+
+DIGEST_DIGITS = 8
+"""Hexadecimal digits of a file's SHA-256 in the table."""
 
 PERCENT_DIGITS = 3
 SHARE_DIGITS = 5
@@ -55,9 +60,8 @@ def measure_archive(
     Yields:
         time and time_from (as in a record of `ddunet watch`), frame (path), percent, okta,
         valid_fraction, usable, reason, confidence, zones (percent of each, or None), mask (name of
-        a file in `masks`, or None), and the settings model (name of the file), threshold and
-        horizon. Of a frame that cannot be read, usable is False, and the reason begins with
-        "unreadable: ".
+        a file in `masks`, or None), and what `archive_settings` gives. Of a frame that cannot be
+        read, usable is False, and the reason begins with "unreadable: ".
 
     Raises:
         DataError: the model, the horizon or a zone cannot be used, or photos come from `masks`.
@@ -167,19 +171,30 @@ def _time_of(path, taken=None, taken_from=None):
 def archive_settings(options: PredictOptions, model: Path | None = None) -> dict[str, Any]:
     """The part of a record that is the same for all frames of an archive.
 
+    Of files, it has the name and the beginning of the SHA-256 of what they hold: another model, or
+    a horizon that was mended, may have the same name.
+
     Example:
 
-    >>> archive_settings(PredictOptions(threshold=0.4))
-    {'model': 'ddunet_c8_256.tflite', 'threshold': 0.4, 'horizon': None}
+    >>> settings = archive_settings(PredictOptions(threshold=0.4))
+    >>> settings["model"][:21], settings["threshold"], settings["horizon"]
+    ('ddunet_c8_256.tflite ', 0.4, None)
     """
-    name = Path(preset_file(DEFAULT, "tflite") if model is None else model).name
-    given = options.horizon
-    horizon = given if given is None or isinstance(given, (str, Path)) else "array"
+    horizon = options.horizon
+    if isinstance(horizon, Path) or (isinstance(horizon, str) and os.path.isfile(horizon)):
+        horizon = _name_and_digest(Path(horizon))
+    elif horizon is not None and not isinstance(horizon, str):
+        horizon = "array"
     return {
-        "model": name,
+        "model": _name_and_digest(model or preset_file(DEFAULT, "tflite")),
         "threshold": options.threshold,
-        "horizon": None if horizon is None else str(horizon),
+        "horizon": horizon,
     }
+
+
+def _name_and_digest(path):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{path.name} {digest[:DIGEST_DIGITS]}"
 
 
 def _rounded(value, digits):

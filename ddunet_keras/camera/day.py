@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -307,12 +308,15 @@ def _predictions(path) -> Iterator[Any]:
 
 
 def _time_of(record):
-    """When a photo was taken; a time in its name says more than when the file was written."""
+    """When a photo was taken, in local time; its name says more than when the file was written."""
     if record.get("taken_from") == "file" and isinstance(record.get("image"), str):
         name = PurePath(record["image"]).name
         time, source = frame_time(None, None, name, changed=None, now=0.0, time_from="name")
         if source == "name":
             return time.isoformat(timespec="seconds")
+    if record.get("taken_from") == "fits":  # in UTC
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            return _time(record.get("taken")).astimezone().isoformat(timespec="seconds")
     return record.get("taken")
 
 

@@ -29,6 +29,9 @@ DATABASE = "watch.sqlite"
 REMEMBERED = 64
 """Frames back in which a repeated one is looked for: a camera's software may keep a few buffers."""
 
+NAMES_A_QUERY = 500
+"""SQLite takes so many values in a query, however old it is."""
+
 MOST_WAITING = 10_000
 """Records that wait in memory while the disk is full; older ones are then given up."""
 
@@ -141,13 +144,19 @@ class Log:
         found = self._database.execute("SELECT 1 FROM frames WHERE folder = ? AND name = ?", key)
         return found.fetchone() is not None
 
-    def known_names(self, folder: str) -> set[str]:
-        """The names of all frames in a folder that are known."""
-        found = self._database.execute("SELECT name FROM frames WHERE folder = ?", (folder,))
-        names = {name for (name,) in found}
-        return names | {
-            entry.key[1] for entry in self._queue if entry.key and entry.key[0] == folder
-        }
+    def known_of(self, folder: str, names: Iterable[str]) -> set[str]:
+        """Those of some names in a folder that are known; the others of the folder cost nothing."""
+        asked = list(names)
+        known = {entry.key[1] for entry in self._queue if entry.key and entry.key[0] == folder}
+        known &= set(asked)
+        for start in range(0, len(asked), NAMES_A_QUERY):
+            some = asked[start : start + NAMES_A_QUERY]
+            places = ", ".join("?" * len(some))
+            found = self._database.execute(
+                f"SELECT name FROM frames WHERE folder = ? AND name IN ({places})", (folder, *some)
+            )
+            known |= {name for (name,) in found}
+        return known
 
     def is_repeat(self, digest: str) -> bool:
         """Whether one of the last frames had the same content."""
@@ -197,7 +206,7 @@ class Log:
         json_file, csv_file = self._files(day)
         for path in (json_file, csv_file):
             _drop_half_line(path)
-        if _size(json_file) and _first_line_of(csv_file) != csv_line(self._columns):
+        if _size(json_file) and _first_line_of(csv_file) != csv_line(self._columns).encode():
             _csv_from_json(json_file, csv_file, self._columns)
         self._ready_day = day
 
@@ -245,15 +254,16 @@ def _drop_half_line(path):
 
 
 def _first_line_of(path):
+    """In bytes: somebody may have saved the file in another encoding."""
     if not path.exists():
-        return ""
-    with open(path, encoding="utf-8", newline="") as file:
+        return b""
+    with open(path, "rb") as file:
         return file.readline()
 
 
 def _csv_from_json(json_file: Path, csv_file: Path, headings: Sequence[str]) -> None:
     rows = [csv_line(headings)]
-    with open(json_file, encoding="utf-8") as lines:
+    with open(json_file, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 rows.append(csv_row(json.loads(line), headings))

@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ddunet_keras.files import as_json, printable
@@ -46,10 +46,12 @@ file that is its header, and the record says "fits"."""
 
 NAME_TIME = re.compile(
     r"(?<!\d)(20\d\d)[-_.]?(\d\d)[-_.]?(\d\d)"  # year, month, day
-    r"[-_.T ]?(\d\d)[-_.:]?(\d\d)[-_.:]?(\d\d)"  # hour, minute, second
-    r"(?:\d{3})?(Z?)(?!\d)"  # milliseconds; Z: UTC
+    r"([-_.T ]?)(\d\d)[-_.:]?(\d\d)[-_.:]?(\d\d)"  # hour, minute, second
+    r"(?:[-_]?\d{3}|[.,]\d{1,9})?"  # fractions of a second
+    r"([Zz](?![A-Za-z])|[+-](?:0\d|1[0-4]):?(?:00|15|30|45))?(?!\d)"  # offset from UTC
 )
-"""A date and a time in a file's name, such as Allsky's and indi-allsky's: local time."""
+"""A date and a time in a file's name, such as Allsky's and indi-allsky's: local time, unless an
+offset from UTC follows. One with a minus needs a T before the hour: else it may be a number."""
 
 
 def new_record(
@@ -91,7 +93,8 @@ def frame_time(
 ) -> tuple[datetime, str]:
     """When a frame was taken, in local time with its offset, and what says so.
 
-    A time without an offset is local time.
+    A time without an offset is local time. Where clocks went back, and it was this time twice, it
+    is the one that is nearer to when the file was written.
 
     Args:
         taken, taken_from: what the frame itself holds, as `ddunet_keras.sky.reading.Photo`; None:
@@ -108,14 +111,15 @@ def frame_time(
     >>> time.strftime("%d %B, %H:%M:%S")
     '01 June, 22:30:45'
     """
+    near = now if changed is None else changed
     for source in TIME_SOURCES:
         if time_from not in ("auto", source):
             continue
         with contextlib.suppress(ValueError, OverflowError, OSError):  # 31 February, the year 1
             if source == "exif" and taken_from in ("exif", "fits"):
-                return datetime.fromisoformat(str(taken)).astimezone(), taken_from
+                return _local(datetime.fromisoformat(str(taken)), near), taken_from
             if source == "name" and (found := _time_in_name(name)) is not None:
-                return found.astimezone(), source
+                return _local(found, near), source
             if source == "file" and changed is not None:
                 return datetime.fromtimestamp(changed).astimezone(), source
     return datetime.fromtimestamp(now).astimezone(), "clock"
@@ -125,8 +129,23 @@ def _time_in_name(name):
     match = NAME_TIME.search(name)
     if match is None:
         return None
-    *numbers, utc = match.groups()
-    return datetime(*map(int, numbers), tzinfo=timezone.utc if utc else None)
+    year, month, day, separator, hour, minute, second, offset = match.groups()
+    time = datetime(*map(int, (year, month, day, hour, minute, second)))
+    if offset is None or (offset[0] == "-" and separator != "T"):
+        return time
+    if offset in "Zz":
+        return time.replace(tzinfo=timezone.utc)
+    hours, minutes = int(offset[1:3]), int(offset[-2:])
+    east = timedelta(hours=hours, minutes=minutes)
+    return time.replace(tzinfo=timezone(-east if offset[0] == "-" else east))
+
+
+def _local(time, near):
+    """A time in the local zone; one without an offset as near to `near` as it can be."""
+    if time.tzinfo is not None:
+        return time.astimezone()
+    both = [time.replace(fold=fold).astimezone() for fold in (0, 1)]
+    return min(both, key=lambda local: abs(local.timestamp() - near))
 
 
 def age_of(record: Mapping[str, Any], now: float) -> float:

@@ -140,13 +140,18 @@ since=1780351200.0)
         self._clear_since: float | None = None  # start of an unbroken run of clear frames
         self._cloudy_since: float | None = None  # the same of cloudy frames
 
-    def update(self, record: Mapping[str, Any] | None, now: float) -> SafetyState:
+    def update(
+        self, record: Mapping[str, Any] | None, now: float, monotonic: float | None = None
+    ) -> SafetyState:
         """The state after a new frame, or after some time without one.
 
         Args:
             record: a frame's record; None if there is no new one. Call it so every few seconds.
             now: seconds since the epoch, as `time.time` gives them.
+            monotonic: seconds of a clock that nobody sets, as `time.monotonic` gives them: for the
+                delays. By default `now`.
         """
+        passed = now if monotonic is None else monotonic
         was_safe = self._safe
         if now < self._now - CLOCK_STEP:
             self._fail("the clock went back")
@@ -155,9 +160,9 @@ since=1780351200.0)
             if self._fresh_at is not None and now - self._fresh_at > self.config.max_age:
                 self._fail(f"no frame for more than {self.config.max_age:g} s")
             if record is not None:
-                self._take(record, now)
+                self._take(record, now, passed)
             elif self._cloudy_since is not None:
-                self._close_when_due(now)
+                self._close_when_due(passed)
         self._now = now
         if self._since is None or self._safe != was_safe:
             self._since = now
@@ -169,7 +174,7 @@ since=1780351200.0)
         self._reason = reason
         self._fresh_at = self._clear_since = self._cloudy_since = None
 
-    def _take(self, record: Mapping[str, Any], now: float) -> None:
+    def _take(self, record: Mapping[str, Any], now: float, passed: float) -> None:
         """Judges a new frame."""
         try:
             time = self._time_of(record, now)
@@ -183,8 +188,8 @@ since=1780351200.0)
         if percent > self.config.unsafe_percent:
             self._clear_since = None
             if self._cloudy_since is None:
-                self._cloudy_since = now
-            self._close_when_due(now)
+                self._cloudy_since = passed
+            self._close_when_due(passed)
         elif percent > self.config.safe_percent:
             self._clear_since = self._cloudy_since = None
             if not self._safe:
@@ -192,17 +197,18 @@ since=1780351200.0)
         else:
             self._cloudy_since = None
             if self._clear_since is None:
-                self._clear_since = now
-            self._open_when_due(now)
+                self._clear_since = passed
+            self._open_when_due(passed)
 
-    def _open_when_due(self, now: float) -> None:
-        if self._clear_since is not None and now - self._clear_since >= self.config.open_delay:
+    def _open_when_due(self, passed: float) -> None:
+        if self._clear_since is not None and passed - self._clear_since >= self.config.open_delay:
             self._safe = True
         if not self._safe:
             self._reason += f" is low enough, but not yet for {self.config.open_delay:g} s"
 
-    def _close_when_due(self, now: float) -> None:
-        if self._cloudy_since is not None and now - self._cloudy_since >= self.config.close_delay:
+    def _close_when_due(self, passed: float) -> None:
+        start = self._cloudy_since
+        if start is not None and passed - start >= self.config.close_delay:
             self._safe = False
 
     def _time_of(self, record: Mapping[str, Any], now: float) -> float:

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from ddunet_keras.files import (
     check_image_size,
     printable,
 )
-from ddunet_keras.prediction import SUFFIXES
+from ddunet_keras.prediction import SUFFIXES, is_no_frame
 from ddunet_keras.sky.reading import RAW_SUFFIXES
 
 SETTLED = 10.0
@@ -31,9 +31,6 @@ SETTLED = 10.0
 
 RELISTED = 300.0
 """Seconds after which a folder is listed again though its time says that nothing has changed."""
-
-NOT_FRAMES = ("thumbnail", "keogram", "keolapse", "startrail", "timelapse", "panorama", "latest")
-"""Words in the names of folders and files that Allsky and indi-allsky keep beside the frames."""
 
 URL_TIMEOUT = 5.0
 """Seconds for which an address may be silent."""
@@ -50,7 +47,7 @@ class Known(Protocol):
 
     def is_known(self, key: Key) -> bool: ...
 
-    def known_names(self, folder: str) -> set[str]: ...
+    def known_of(self, folder: str, names: Iterable[str]) -> set[str]: ...
 
 
 class Stamp(NamedTuple):
@@ -201,20 +198,29 @@ class Source(Protocol):
 
 
 class _Listed(NamedTuple):
-    """A folder as it was listed: its time (ns), since when it has been this, when, its folders."""
+    """A folder as it was listed.
+
+    Attributes:
+        changed: its time, ns.
+        since: when it was first seen with this time.
+        at: when it was listed.
+        folders: in it.
+        known: names in it that the log has.
+    """
 
     changed: int
     since: float
     at: float
     folders: list[str]
+    known: set[str]
 
 
 class FolderSource:
     """A folder, nested in any way, into which frames are written under new names; see `Source`.
 
     A file is one frame, whatever becomes of it later. Folders are listed only when they have
-    changed, so that it may hold years. Hidden files, what is no photo by its ending, and what has
-    one of `NOT_FRAMES` in its name are left out. Links to folders are not followed.
+    changed, so that it may hold years. Hidden files, what is no photo by its ending, and what
+    `is_no_frame` are left out. Links to folders are not followed.
 
     Args:
         folder: it may be missing for a time.
@@ -268,13 +274,15 @@ class FolderSource:
         """Adds a folder's new frames, if it has changed."""
         now = self._monotonic()
         changed = os.stat(folder).st_mtime_ns
-        if before is None or changed != before.changed:
-            before = _Listed(changed, now, now, [])
+        if before is None:
+            before = _Listed(changed, now, now, [], set())
+        elif changed != before.changed:
+            before = before._replace(changed=changed, since=now)
         elif now - before.since > SETTLED and now - before.at < RELISTED:
             return before
         # within SETTLED it is listed each time: the time of a folder may be coarse
         place = printable(os.path.abspath(folder))
-        folders, new = self._list(folder, self._known.known_names(place))
+        folders, new, known = self._list(folder, place, before.known)
         handed_out = self._found.get(folder, set())
         self._found[folder] = set()
         for name, file_name in new.items():
@@ -285,25 +293,37 @@ class FolderSource:
                 except OSError:  # it was removed just now
                     continue
             self._found[folder].add(name)
-        return before._replace(at=now, folders=folders)
+        return before._replace(at=now, folders=folders, known=known)
 
-    def _list(self, folder, known):
-        """The folders in a folder, and by the names in the log the frames that it does not have."""
+    def _list(self, folder, place, known_before):
+        """What is in a folder, which the log knows as `place`.
+
+        Returns:
+            its folders; its new frames, by the name that the log is to know them by; and the names
+            that the log has.
+        """
         folders = []
         new = {}
+        known = set()
+        others = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name in known:  # nearly all, so that the rest may take time
-                    continue
-                name = entry.name.lower()
-                if name.startswith(".") or any(word in name for word in NOT_FRAMES):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    if os.path.realpath(entry.path) != self._out:
-                        folders.append(entry.path)
-                elif name.endswith(SUFFIXES) and printable(entry.name) not in known:
-                    new[printable(entry.name)] = entry.name
-        return folders, new
+                if entry.name in known_before:  # nearly all, so that the rest may take time
+                    known.add(entry.name)
+                else:
+                    others.append(entry)
+        recorded = self._known.known_of(place, [printable(entry.name) for entry in others])
+        for entry in others:
+            if printable(entry.name) in recorded:
+                known.add(entry.name)
+            elif entry.name.startswith(".") or is_no_frame(entry.name):
+                continue
+            elif entry.is_dir(follow_symlinks=False):
+                if os.path.realpath(entry.path) != self._out:
+                    folders.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES):
+                new[printable(entry.name)] = entry.name
+        return folders, new, known
 
 
 class FileSource:

@@ -68,6 +68,7 @@ class Table:
 
     Attributes:
         frames: those that are in the table, as `printable` writes their paths.
+        masks: names of the masks that it refers to.
 
     Raises:
         DataError: it is there, and `resume` is not given; or it was made with other settings or
@@ -103,6 +104,7 @@ class Table:
         self.journal = self.path.with_name(f"{self.path.name}.journal")
         self.columns = COLUMNS | {f"zone {printable(zone)}": "float" for zone in zones}
         self.frames: set[str] = set()
+        self.masks: set[str] = set()
         self._file: Any = None
         if not resume:
             for found in (self.journal, self.path):
@@ -197,6 +199,8 @@ class Table:
                         f"received {now or 'none'!r}; give another table"
                     )
             self.frames.add(values["frame"])
+            if values["mask"]:
+                self.masks.add(values["mask"])
 
     def _rows(self) -> Iterator[list[str]]:
         """The journal's header and rows."""

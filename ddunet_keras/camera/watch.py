@@ -330,7 +330,9 @@ class Watch:
         self._report(record)
 
     def _safety(self, record):
-        return None if self._monitor is None else self._monitor.update(record, self._clock.now())
+        if self._monitor is None:
+            return None
+        return self._monitor.update(record, self._clock.now(), self._clock.monotonic())
 
     # files ----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ddunet_keras.camera.table import Table
 from ddunet_keras.cli.console import Progress, say
 from ddunet_keras.cli.options import positive
 from ddunet_keras.files import DataError, printable
-from ddunet_keras.prediction import STDIN, PredictOptions
+from ddunet_keras.prediction import STDIN, PredictOptions, free_name
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -43,7 +43,7 @@ def run_archive(
     masks = arguments.out if arguments.masks else None
     settings = archive_settings(options, model)
     table = Table(arguments.table, settings, options.zones, arguments.resume)
-    left = {name: path for name, path in photos.items() if printable(path) not in table.frames}
+    left = frames_left(photos, table)
     if len(left) < len(photos):
         say("note", f"{len(photos) - len(left)} of {len(photos)} frames are in the table already")
     progress = Progress(len(left), "frames")
@@ -66,6 +66,17 @@ def run_archive(
             f"{len(left)} that are new, {counts['usable']} are usable and {counts['unreadable']} "
             "could not be read"
         )
+
+
+def frames_left(photos: dict[str, Path], table: Table) -> dict[str, Path]:
+    """The photos that are not in a table, by names that its masks do not have."""
+    done = set(map(os.path.abspath, table.frames))
+    taken = {name.removesuffix("_mask.png").casefold() for name in table.masks}
+    return {
+        free_name(name, taken): path
+        for name, path in photos.items()
+        if printable(os.path.abspath(path)) not in done
+    }
 
 
 @contextlib.contextmanager

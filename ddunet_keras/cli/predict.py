@@ -55,7 +55,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
         overlay=arguments.overlay,
         reading=ReadOptions(arguments.bayer, arguments.channel_order, wait=True),
     )
+    left_out = describe_left_out(count_left_out(arguments.inputs, **where))
     if arguments.table is not None:
+        if left_out:
+            say("note", left_out)
         run_archive(arguments, found, options)
         return 0
     check_archive_options(arguments)
@@ -81,7 +84,6 @@ def run_predict(arguments: argparse.Namespace) -> int:
                 continue
             unusable += not record["usable"]
             print(json.dumps(as_json(record)) if arguments.json else describe(record), flush=True)
-    left_out = describe_left_out(count_left_out(arguments.inputs, **where))
     if arguments.json:
         if left_out:
             say("note", left_out)
