@@ -90,13 +90,15 @@ def benchmark(
         ]
         if tests:
             segmenters |= {
-                shipped.label(file): segmenter for file, segmenter in shipped.int8.values()
+                shipped.label(file): segmenter
+                for shape, (file, segmenter) in shipped.int8.items()
+                if shape in shipped.shapes
             }
             rows += _score(shipped, tests, say)
         if shipped.split.protocol != "paper":  # those are for Table I alone
             camera_rows += _score_cameras(shipped, cameras, say)
     if datasets and not rows:
-        raise DataError("no model that ships was trained on data of these layouts")
+        raise DataError("no model that ships was trained on data of these layouts at these sizes")
     if cameras and not camera_rows:
         raise DataError(f"{weights}: holds no preset to score on cameras")
     if segmenters:
@@ -118,6 +120,7 @@ class _Shipped:
     settings: dict
     split: Split
     int8: dict[tuple[int, int], tuple[Path, Segmenter]]
+    sizes: Sequence[int] | None
 
     @property
     def name(self):
@@ -125,7 +128,9 @@ class _Shipped:
 
     @property
     def shapes(self):
-        return sorted(self.int8) or [tuple(self.settings["image_size"])]
+        """The sizes that are scored: those of the int8 files, or without any that of training."""
+        shapes = sorted(self.int8) or [tuple(self.settings["image_size"])]
+        return [shape for shape in shapes if not self.sizes or shape[0] in self.sizes]
 
     @cached_property
     def model(self):
@@ -157,9 +162,10 @@ def _open_shipped(folder, files, sizes):
     for file in converted:
         segmenter = Segmenter(file, threads=1)
         height, width = segmenter.image_shape[:2]
-        if not sizes or height in sizes:
-            int8[height, width] = (file, segmenter)
-    return _Shipped(folder, model, settings, Split.load(folder / "split.json"), int8)
+        int8[height, width] = (file, segmenter)
+    if settings.get("num_classes", 2) > 2:
+        raise DataError(f"{folder}: has {settings['num_classes']} classes, and the presets two")
+    return _Shipped(folder, model, settings, Split.load(folder / "split.json"), int8, sizes)
 
 
 def _score(shipped, tests, say):
@@ -372,7 +378,9 @@ def ablate(
     for one in combinations:
         name = "{variant}_c{base_channels}_{protocol}_{seed}".format(**one)
         folder = config.out / name
-        if not (folder / "evaluation.json").is_file():
+        if (folder / "evaluation.json").is_file():
+            _check_training(folder, training)
+        else:
             if progress is not None:
                 progress(f"training {name}")
             _train_one(config, one, folder)
@@ -406,6 +414,17 @@ def _train_one(config, one, folder):
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(f"{folder.name}: the training failed ({last})")
+
+
+def _check_training(folder, training):
+    """Refuses the results of another training."""
+    before = read_json(folder / "run.json")["settings"]
+    for key, value in training.items():
+        if before.get(key) != value:
+            raise DataError(
+                f"{folder}: was trained with {key}={before.get(key)!r}, not {value!r}; give the "
+                "same options, or choose another --out"
+            )
 
 
 def _evaluate_one(dataset, one, folder):

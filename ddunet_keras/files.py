@@ -18,7 +18,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,6 +37,9 @@ MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 
 OPAQUE = 128
 """Alpha from which a pixel counts as opaque: half of 255."""
+
+BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
+"""Of masks of two classes: sky, ignored, cloud."""
 
 MAX_TEXT_BYTES = 32_000_000
 """Largest table, list or JSON file that is read. Those of SWINySEG have less than 0.3 MB."""
@@ -271,12 +274,11 @@ def _gray8(picture):
     """One channel of 8 bits from a picture of one channel of any depth, as uint8 (h, w)."""
     if picture.mode in ("1", "L"):
         return np.asarray(picture.convert("L"))
-    array = np.asarray(picture)
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and array.max(initial=0) > 255):
+    array = np.nan_to_num(np.asarray(picture))
+    if picture.mode != "F" and array.max(initial=0) > 255:  # else it has 8 bits in a wider type
         return (np.clip(array, 0, 65535).astype(np.uint32) // 257).astype(np.uint8)
-    array = np.nan_to_num(array)
-    if picture.mode == "F" and array.max(initial=0) <= 1.0:
-        array = array * 255
+    if picture.mode == "F" and array.max(initial=0) <= 1 and not (array == np.rint(array)).all():
+        array = array * 255  # shares; 0 and 1 alone may be classes
     return np.clip(np.rint(array), 0, 255).astype(np.uint8)
 
 
@@ -291,15 +293,18 @@ def opaque_pixels(picture: Image.Image) -> np.ndarray:
 
 
 def read_gray(
-    path: StrPath, transparent: int | None = None, palette_index: bool = True
+    path: StrPath,
+    transparent: int | None = None,
+    palette: Literal["index", "luminance", "mask"] = "index",
 ) -> np.ndarray:
     """Reads a mask's values as uint8 (height, width), those of colours as luminance.
 
     Args:
         path: a file of any format that Pillow reads.
         transparent: the value of transparent pixels; None: the one that they have beneath.
-        palette_index: of a file with a palette, take the index, which in label files is the class,
-            and not the luminance of its colour.
+        palette: what to take of a file that has one: "index", in label files the class;
+            "luminance" of its colours; "mask": that if nothing but black, white and the grey half
+            way is in use, as in a mask of two classes, and else the index.
 
     Raises:
         DataError: as `opened_picture`.
@@ -313,7 +318,9 @@ def read_gray(
     with opened_picture(path) as picture:
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)  # copies only what is turned
-        if picture.mode == "P" and palette_index:
+        if picture.mode == "P" and (
+            palette == "index" or (palette == "mask" and not _is_black_and_white(picture))
+        ):
             values = np.asarray(picture)
         elif is_gray(picture):
             values = _gray8(picture)
@@ -322,6 +329,12 @@ def read_gray(
         if transparent is not None and has_alpha(picture):
             values = np.where(opaque_pixels(picture), values, np.uint8(transparent))
         return values
+
+
+def _is_black_and_white(picture):
+    colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=3) or ()}
+    # grey and black without white may be the first two colours of anything
+    return colours == {BLACK} or (WHITE in colours and colours <= {BLACK, GREY, WHITE})
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ class Recipe:
         """What `model.compile` takes: optimizer, loss, loss_weights and metrics.
 
         Args:
-            model: a `DDUNet` or another network.
+            model: a `DDUNet` or another network. The range penalty of its DMSC layers is set.
             steps_per_epoch: batches in an epoch, such as `pipeline.steps`.
             epochs: of the training; the recipe's own by default.
 

@@ -63,6 +63,9 @@ def compile_arguments(
     recipe: Recipe, model: SegmentationNetwork, steps_per_epoch: int, epochs: int
 ) -> dict:
     """What `model.compile` takes; see `Recipe.compile_arguments`."""
+    for layer in model.layers:
+        if isinstance(layer, DMSC):
+            layer.range_penalty = recipe.range_penalty
     outputs = len(model.outputs)
     if outputs > len(recipe.aux_weights):
         raise ValueError(
@@ -256,9 +259,6 @@ def _build_model(config, recipe, steps):
         dtype="mixed_float16" if config.mixed_precision else "float32",
         **options,
     )
-    for layer in model.layers:
-        if isinstance(layer, DMSC):
-            layer.range_penalty = recipe.range_penalty
     model.compile(**compile_arguments(recipe, model, steps, recipe.epochs))
     build_training(model)
     return model
@@ -433,13 +433,19 @@ def _remove_partial_files(out):
 def _restore(model, path):
     """Gives a compiled model the weights and the optimizer's state of a checkpoint.
 
-    The model's own optimizer stays: Keras saves not which weights AdamW spares.
+    The model's own optimizer stays: Keras saves not which weights AdamW spares. It saves not how
+    often dropout was drawn either: once in a step.
     """
     try:
         model.load_weights(path)
     except Exception as error:  # zip, JSON, HDF5 and Keras raise many types on corrupt input
         reason = first_line(error)
         raise DataError(f"{path}: cannot be resumed ({reason}); choose another --out") from None
+    for layer in model.layers:
+        if isinstance(layer, (keras.layers.Dropout, keras.layers.SpatialDropout2D)):
+            state = layer.seed_generator.state
+            seed, _ = keras.ops.convert_to_numpy(state)
+            state.assign([seed, int(model.optimizer.iterations)])
 
 
 def _read_history(path, iterations):

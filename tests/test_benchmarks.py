@@ -65,6 +65,23 @@ def test_each_form_is_scored_on_the_test_part(skies, shipped):
     assert f"| {delta:+.2f} |" in benchmark_markdown(result)
 
 
+def test_a_size_that_was_not_asked_for_is_not_scored(skies, shipped):
+    weights, files = shipped
+    with pytest.raises(DataError, match="at these sizes"):
+        benchmark([open_dataset(skies)], weights=weights, files=files, sizes=(96,))
+
+
+def test_a_model_of_three_classes_is_refused(skies, shipped, tmp_path):
+    weights, files = shipped
+    shutil.copytree(weights, tmp_path / "weights")
+    path = tmp_path / "weights" / "small" / "run.json"
+    run = json.loads(path.read_text())
+    run["settings"]["num_classes"] = 3
+    path.write_text(json.dumps(run))
+    with pytest.raises(DataError, match="has 3 classes"):
+        benchmark([open_dataset(skies)], weights=path.parents[1], files=files)
+
+
 def test_of_another_data_set_what_was_trained_on_is_left_out(skies, shipped, tmp_path):
     weights, files = shipped
     other = write_synthetic(tmp_path / "other", 6, SIZE, seed=3)
@@ -123,6 +140,9 @@ def test_ablation_trains_each_once(skies, tmp_path):
     again = ablate(skies, tmp_path, progress=said.append, **options)
     assert again["rows"] == result["rows"]
     assert not said
+    for changed in ({"epochs": 2}, {"recipe": "plain"}, {"image_size": (48, 48)}):
+        with pytest.raises(DataError, match=f"was trained with {next(iter(changed))}="):
+            ablate(skies, tmp_path, **(options | changed))
     assert times == [path.stat().st_mtime_ns for path in trained]
     text = (tmp_path / "ablation.md").read_text(encoding="utf-8")
     miou = [100 * row["miou"] for row in result["rows"]]

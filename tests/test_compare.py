@@ -6,7 +6,7 @@ from pathlib import Path
 
 import compare
 import pytest
-from compare_table import comparison_markdown, plot_comparison, spread
+from compare_table import camera_cells, comparison_markdown, plot_comparison, spread
 from made_whole_sky import write_whole_sky
 from PIL import Image
 
@@ -112,6 +112,14 @@ def test_the_tables_say_what_the_results_hold(made_up):
     assert text.index("| DDUNet, 8 channels |") < text.index("| U-Net |")
     assert "U-Net is trained with a learning rate of 0.0001." in text
     assert "| pspnet | 0 | the training failed (why) |" in text
+
+
+def test_a_camera_whose_words_judge_nothing_has_no_figure(made_up):
+    for run in made_up["runs"]:
+        for row in run["cameras"]:
+            for word in row.get("words", {}).values():
+                word["right"] = None
+    assert camera_cells(made_up["runs"], "nights") == [spread([])]
 
 
 def test_int8_has_what_was_refused_and_why(made_up):

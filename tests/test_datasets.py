@@ -321,6 +321,38 @@ def test_masks_of_other_modes(folder, mode):
     assert np.array_equal(dataset.load(dataset.find("a"))[1], halves(0, 1))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+@pytest.mark.parametrize("values", [(255, 0), (255, 255), (0, 0), (255, 128)])
+def test_masks_that_were_saved_with_few_colours_go_by_colour(folder, values, suffix):
+    mask = Image.fromarray(halves(*values)).convert("RGB").quantize(3)
+    (folder / "masks/a.png").unlink()
+    mask.save(folder / f"masks/a{suffix}")
+    dataset = open_dataset(folder)
+    labels = halves(*({0: 0, 128: IGNORE, 255: 1}[value] for value in values))
+    assert np.array_equal(dataset.load(dataset.find("a"))[1], labels)
+
+
+@pytest.mark.parametrize("colours", [(0, 255, 128), (0, 128, 255), (255, 0, 128)])
+def test_three_classes_with_a_palette_are_indices_whatever_their_colours(folder, colours):
+    mask = Image.fromarray(halves(0, 2), "P")
+    mask.putpalette([channel for colour in colours for channel in (colour,) * 3])
+    mask.save(folder / "masks/a.png")
+    dataset = open_dataset(folder, num_classes=3)
+    assert np.array_equal(dataset.load(dataset.find("a"))[1], halves(0, 2))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("values", [(0, 1), (0, 2), (1, 2), (0, 255)])
+def test_masks_of_wide_types_have_the_values_that_they_hold(folder, kind, values):
+    (folder / "masks/a.png").unlink()
+    Image.fromarray(halves(*values).astype(kind)).save(folder / "masks/a.tif")
+    dataset = open_dataset(folder, num_classes=3)
+    assert np.array_equal(dataset.load(dataset.find("a"))[1], halves(*values))
+    if max(values) != 2:
+        dataset = open_dataset(folder)
+        assert np.array_equal(dataset.load(dataset.find("a"))[1], halves(0, 1))
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_jpeg_masks_are_split_at_128_whatever_their_ending(folder, name):
     (folder / "masks/a.png").unlink()

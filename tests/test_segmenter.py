@@ -400,6 +400,23 @@ def test_the_single_file_example_says_when_it_cannot_tell(tmp_path, file):
         assert not (tmp_path / "mask.png").exists()
 
 
+def test_the_single_file_example_refuses_what_pillow_would_cut_off(tmp_path, file):
+    Image.fromarray(np.full((50, 70), 30_000, np.uint16)).save(tmp_path / "sky.png")
+    command = [sys.executable, SCRIPT, file(), tmp_path / "sky.png", tmp_path / "mask.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.endswith("sky.png: more than 8 bits; `ddunet predict` takes it\n")
+
+
+def test_the_single_file_example_takes_the_transparent_for_no_sky(tmp_path, file):
+    photo = np.dstack([gray_photo((50, 70)), np.full((50, 70), 255, np.uint8)])
+    photo[:, :30, 3] = 0
+    Image.fromarray(photo).save(tmp_path / "sky.png")
+    command = [sys.executable, SCRIPT, file(), tmp_path / "sky.png", tmp_path / "mask.png"]
+    subprocess.run(command, capture_output=True, timeout=100, check=True)
+    assert ((read_gray(tmp_path / "mask.png") == 128) == (photo[..., 3] == 0)).all()
+
+
 def test_the_single_file_example_heeds_the_horizon(tmp_path, file):
     photo = gray_photo((50, 70))
     valid = np.zeros((50, 70), bool)

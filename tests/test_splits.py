@@ -56,8 +56,11 @@ def test_what_a_model_was_trained_on_is_read_beside_it(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"also": also}}))
     assert trained_on(tmp_path, dataset) == {"d0001", "d0002", "d0004"}
     assert trained_on(tmp_path, replace(dataset, layout="wsiseg")) == set()
+    # of another data set of this layout, and of this one with photos that were removed since
     replace(split, train=("d7777",)).save(tmp_path / "split.json")
-    assert trained_on(tmp_path, dataset) == set()
+    assert trained_on(tmp_path, dataset) == {"d0004"}
+    replace(split, train=("d0001", "d0002", "d7777")).save(tmp_path / "split.json")
+    assert trained_on(tmp_path, dataset) == {"d0001", "d0002", "d0004"}
     (tmp_path / "run.json").write_text("[1")
     with pytest.raises(DataError, match="not a readable"):
         trained_on(tmp_path, dataset)
@@ -382,7 +385,7 @@ def test_names_that_are_no_names_in_a_run_are_of_another_data_set(tmp_path):
     Split("custom", 0, ("d0001",), (), ("d0003",)).save(tmp_path / "split.json")
     also = [{"layout": "swinyseg", "images": [{}, 7]}]
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"also": also}}))
-    assert trained_on(tmp_path, dataset) == set()
+    assert trained_on(tmp_path, dataset) == {"d0001"}
 
 
 def test_a_split_keeps_names_of_any_kind(tmp_path):

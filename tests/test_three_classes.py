@@ -54,7 +54,8 @@ def test_from_training_to_the_device(tmp_path, capsys):
     split = ["--split", run / "split.json"]
     ddunet("evaluate", run / "last.keras", hyta, "--out", tmp_path / "scores", *split)
     target = ["--size", "48,64", "--target", "tflm", "--out", file]
-    ddunet("convert", run / "last.keras", "--calibration", hyta, *split, *target)
+    also = ["--also", hyta, run / "split.json"]
+    ddunet("convert", run / "last.keras", "--calibration", hyta, *split, *also, *target)
     names = Split.load(run / "split.json").test
     photos = [hyta / f"images/{name}.jpg" for name in names]
     ddunet("predict", *photos, "--model", file, "--out", tmp_path / "masks")

@@ -13,6 +13,7 @@ import pytest
 from marks import slow_case
 
 from ddunet_keras import (
+    DMSC,
     RECIPES,
     DDUNet,
     Split,
@@ -22,6 +23,7 @@ from ddunet_keras import (
     train,
     write_synthetic,
 )
+from ddunet_keras import training as module
 from ddunet_keras.files import DataError
 from ddunet_keras.training import L2Adam, Recipe, best_row
 
@@ -281,7 +283,38 @@ def test_l2_passes_through_the_moments():
     assert L2Adam.from_config(optimizer.get_config()).l2 == l2
 
 
+@pytest.mark.parametrize("name", ["paper", "default"])
+def test_a_recipe_sets_the_range_penalty(name):
+    recipe = replace(RECIPES[name], range_penalty=0.25)
+    model = DDUNet((32, 32, 3), 2, "dmsc")
+    recipe.compile_arguments(model, steps_per_epoch=10)
+    penalties = [layer.range_penalty for layer in model.layers if isinstance(layer, DMSC)]
+    assert penalties and set(penalties) == {0.25}
+
+
 # --- interruption
+
+
+class StopAfterAnEpoch(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eagerly")
+def test_dropout_goes_on_where_it_was(skies, tmp_path, monkeypatch):
+    options = {"network": "ucloudnet_k2", "image_size": 32, "batch_size": 16}
+    options |= {"epochs": 2, "verbose": 0}
+    train(skies, tmp_path / "whole", **options)
+    ordinary = module._callbacks
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_callbacks", lambda *a: [*ordinary(*a), StopAfterAnEpoch()])
+        train(skies, tmp_path / "resumed", **options)
+    assert len(rows(tmp_path / "resumed")) == 1
+    train(skies, tmp_path / "resumed", resume=True, **options)
+    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "resumed"), strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
 @pytest.mark.slow

@@ -200,7 +200,8 @@ def camera_cells(runs: Iterable[dict], camera: str) -> list[str]:
         for row in rows:
             judged = [word for word in row["words"].values() if word["right"] is not None]
             right = sum(word["right"] for word in judged)
-            shares.append(100 * right / sum(word["frames"] for word in judged))
+            if judged:  # of some words, no cover is right or wrong
+                shares.append(100 * right / sum(word["frames"] for word in judged))
         return [spread(shares)]
     cells = []
     for score in ("accuracy", "miou"):

@@ -58,7 +58,10 @@ def _photos(arguments, num_classes, config):
             return unlabelled_photos(paths, config.size, **draw)
     dataset = open_dataset(arguments.calibration, arguments.layout, num_classes)
     split = _split(arguments, dataset, config.seed)
-    others = [(open_dataset(folder), Split.load(split)) for folder, split in arguments.also]
+    others = [
+        (open_dataset(folder, num_classes=num_classes), Split.load(split))
+        for folder, split in arguments.also
+    ]
     return labelled_photos(dataset, split, config.size, also=others, **draw)
 
 

@@ -123,7 +123,7 @@ class Dataset:
             DataError: a file is unreadable, the sizes differ, or the mask has unexpected values.
         """
         image = read_image(sample.image)
-        values = read_gray(sample.mask)
+        values = read_gray(sample.mask, palette="mask" if self.num_classes == 2 else "index")
         height, width = image.shape[:2]
         mask_height, mask_width = values.shape
         if (height, width) != (mask_height, mask_width):

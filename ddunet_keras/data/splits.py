@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
@@ -161,7 +162,8 @@ def trained_on(folder: StrPath, dataset: Dataset) -> set[str] | None:
 
     Args:
         folder: with `split.json`, and `run.json`, which names what was trained on as well.
-        dataset: where its layout is not that of the training, only the latter counts.
+        dataset: what was trained on counts where it has this layout, and most of its names are
+            here; else it was another data set.
 
     Returns:
         Names of images, those of augmentations by what they were made from; None where there is no
@@ -174,26 +176,34 @@ def trained_on(folder: StrPath, dataset: Dataset) -> set[str] | None:
     if not os.path.lexists(folder / "split.json"):
         return None
     split = Split.load(folder / "split.json")
-    names = list(split.train) if split.layout in ("", dataset.layout) else []
+    trainings = [split.train] if split.layout in ("", dataset.layout) else []
     if os.path.lexists(folder / "run.json"):
-        names += _also_trained_on(folder / "run.json", dataset.layout)
-    try:
-        return {dataset.find(name).source for name in names}
-    except DataError:  # names of another data set of this layout
-        return set()
+        trainings += _also_trained_on(folder / "run.json", dataset.layout)
+    seen: set[str] = set()
+    for names in trainings:
+        found = _sources(dataset, names)
+        if 2 * len(found) > len(names):  # some photos may have been removed since
+            seen.update(found)
+    return seen
+
+
+def _sources(dataset, names):
+    """What those of some names that a dataset has were made from."""
+    found = []
+    for name in names:
+        with contextlib.suppress(DataError):
+            found.append(dataset.find(name).source)
+    return found
 
 
 def _also_trained_on(run, layout):
-    """Names in a `run.json` of the images of other data sets of this layout."""
-    names = []
+    """Of each other data set of this layout in a `run.json`, the names of the images."""
     content = read_json(run)
     try:
-        for other in content["settings"].get("also", ()):
-            if other["layout"] == layout:
-                names += other["images"]
+        also = content["settings"].get("also", ())
+        return [list(other["images"]) for other in also if other["layout"] == layout]
     except (KeyError, TypeError, AttributeError):
         raise DataError(f"{run}: not a readable run of `ddunet train`") from None
-    return names
 
 
 def make_split(dataset: Dataset, protocol: str = "date", seed: int = 0) -> Split:

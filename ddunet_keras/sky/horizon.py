@@ -243,7 +243,7 @@ def _read_mask(path, kind):
 @functools.lru_cache(maxsize=MASKS_KEPT)
 def _cached_mask(path, written, size):
     """A mask picture's values, not to be written to; read again once the file has changed."""
-    values = read_gray(path, transparent=0, palette_index=False)
+    values = read_gray(path, transparent=0, palette="luminance")
     values.setflags(write=False)
     return values
 

@@ -145,11 +145,14 @@ def main():
     parser.add_argument("--horizon", help="picture of the photo's size, white where it shows sky")
     arguments = parser.parse_args()
     photo = ImageOps.exif_transpose(Image.open(arguments.photo))
-    valid = np.ones(photo.size[::-1], bool)
+    if photo.mode[0] in "IF":  # Pillow would cut it off at 255
+        raise SystemExit(f"{arguments.photo}: more than 8 bits; `ddunet predict` takes it")
+    valid = np.asarray(photo.convert("RGBA").getchannel("A")) >= 128
     if arguments.horizon:
-        valid = np.asarray(Image.open(arguments.horizon).convert("L")) >= 128
-        if valid.shape != photo.size[::-1]:
+        horizon = np.asarray(Image.open(arguments.horizon).convert("L")) >= 128
+        if horizon.shape != valid.shape:
             raise SystemExit(f"{arguments.horizon}: must have the photo's size, {photo.size}")
+        valid &= horizon
     try:
         clouds = segment(load(arguments.model), photo, arguments.threshold, valid)
     except CannotTell as reason:
