@@ -222,6 +222,9 @@ def opened_picture(source: StrPath | bytes) -> Iterator[Image.Image]:
             if picture.format == "EPS":  # Pillow would start Ghostscript on it
                 raise DataError(f"{name}: EPS is a program that draws, a photo was expected")
             check_pixels(name, picture.width, picture.height)
+            if picture.format == "TIFF":
+                # else Pillow maps it into memory, and forgets to turn it upright
+                picture.filename = ""
             yield picture
     except DataError:
         raise

@@ -171,8 +171,16 @@ class Segmenter:
         channel_order: str = "rgb",
         force: bool = False,
     ) -> Segmentation:
-        """Finds the clouds in one photo, as `ddunet_keras.sky.segment` says."""
-        return segment(self.predict_probabilities, image, threshold, horizon, channel_order, force)
+        """Finds the clouds in one photo, as `ddunet_keras.sky.segment` says.
+
+        A file that gives a mask and no probabilities has no confidence.
+        """
+        result = segment(
+            self.predict_probabilities, image, threshold, horizon, channel_order, force
+        )
+        if self._kind == "mask" and result.usable:
+            result.confidence = None
+        return result
 
 
 def check_segmenter(model: ModelT) -> tuple[str, int]:

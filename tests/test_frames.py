@@ -50,6 +50,29 @@ def test_outside_the_horizon_frames_are_black_and_ignored(photos):
     np.testing.assert_array_equal(image[..., 0], np.where(inside, 90, 0))
 
 
+def test_what_is_transparent_is_ignored(photos):
+    rgba = np.full((20, 30, 4), 255, np.uint8)
+    rgba[:, :10, 3] = 0
+    Image.fromarray(rgba).save(photos / "a.png")
+    Image.fromarray(rgba).save(photos / "b.png")
+    write_image(photos / "masks" / "b.png", np.zeros((20, 30), np.uint8))
+    (photos / "frames.csv").write_text("name,sky\na,overcast\n")
+    frames = open_frames(photos)
+    for frame, label in zip(frames.frames, (1, 0), strict=True):
+        image, labels = frames.load(frame)
+        assert (labels[:, :10] == 255).all() and (labels[:, 10:] == label).all()
+        assert not image[:, :10].any()
+
+
+def test_fits_frames_have_their_times(tmp_path):
+    for name in ("a.fits", "b.fits.gz"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "frames.csv").write_text("name,sky\na.fits,clear\nb.fits.gz,overcast\n")
+    (tmp_path / "metadata.csv").write_text("Name,Date\na.fits,20250101\nb.fits.gz,20250102\n")
+    dates = [frame.date for frame in open_frames(tmp_path).frames]
+    assert dates == ["20250101", "20250102"]
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -64,6 +87,7 @@ def test_outside_the_horizon_frames_are_black_and_ignored(photos):
         ("name,sky\na,nan\n", "expected percent from 0 to 100"),
         ("name,sky\na,-1\n", "expected percent from 0 to 100"),
         ("name,sky\na,0.25\nb,0.5\n", "not fractions"),
+        ("name,sky\na,0\nb,1\n", "not fractions"),
         ("name,sky\na,partly\nb,moon\n", "no frame is clear or overcast"),
     ],
 )
@@ -111,6 +135,36 @@ def test_whole_dates_are_held_back():
     assert not {frame.date for frame in train} & {frame.date for frame in held}
     assert len(held) in (2, 4)
     assert "of 6 dates" in note
+
+
+def test_a_night_is_not_divided_at_midnight():
+    frames = []
+    for day in range(1, 5):
+        evening = [(f"2025030{day}", f"{time}00") for time in ("2200", "2230", "2300", "2330")]
+        morning = [(f"2025030{day + 1}", f"{time}00") for time in ("0030", "0130")]
+        frames += [
+            Frame(f"{date}_{time}", Path(f"{date}_{time}.jpg"), cover=0.0, date=date, time=time)
+            for date, time in evening + morning
+        ]
+    _, held, note = hold_back(frames, 0.25)
+    assert [frame.name[6:11] for frame in held] == [
+        *["01_22", "01_22", "01_23", "01_23", "02_00", "02_01"]
+    ]
+    assert note.endswith("as 1 of 4 days or nights")
+
+
+def test_frames_of_two_dates_are_held_back_in_blocks():
+    frames = [
+        Frame(
+            f"{index:02d}",
+            Path("a.jpg"),
+            cover=0.0,
+            date=f"2025030{1 + index // 12}",
+            time=f"12{5 * (index % 12):02d}00",
+        )
+        for index in range(24)
+    ]
+    assert hold_back(frames, 0.25)[2].endswith("as 2 of 8 blocks in the order of names")
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7])

@@ -59,8 +59,8 @@ def png16(path, values):
     return path
 
 
-def tiff16(path, values, order="<", planar=1):
-    """Writes an uncompressed RGB TIFF of 16 bits a channel."""
+def tiff16(path, values, order="<", planar=1, alpha=None):
+    """Writes an uncompressed TIFF of 16 bits a channel, RGB or with a kind of alpha, 1 or 2."""
     height, width, channels = values.shape
     data = values.astype(f"{order}u2").tobytes()
     bits_at = 8 + len(data)
@@ -77,6 +77,8 @@ def tiff16(path, values, order="<", planar=1):
         (279, 4, 1, len(data)),
         (284, 3, 1, planar),
     ]
+    if alpha is not None:
+        tags.append((338, 3, 1, alpha))
     content = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, directory_at)
     content += data + struct.pack(f"{order}{channels}H", *[16] * channels)
     content += struct.pack(f"{order}H", len(tags))
@@ -219,6 +221,17 @@ def test_16_bits_with_alpha(tmp_path, sky, channels):
     assert (photo.image[10:] == colors[10:]).all() and (photo.image[:10] == 0).all()
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bits_that_were_multiplied_by_alpha(tmp_path, sky, order):
+    deep = ENCODINGS["12 in 16"](sky).astype(np.float64)
+    alpha = np.full((*sky.shape[:2], 1), 65535.0)
+    alpha[:10], alpha[10:20] = 0, 40000
+    multiplied = np.concatenate([deep * alpha / 65535, alpha], axis=-1).round().astype(np.uint16)
+    photo = read_photo(tiff16(tmp_path / "a.tif", multiplied, order, alpha=1))
+    assert not photo.valid[:10].any() and photo.valid[10:].all()
+    assert nearly(photo.image[10:], sky[10:]) and (photo.image[:10] == 0).all()
+
+
 def test_what_pillow_would_misread_is_refused_in_one_line(tmp_path, sky):
     one = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 258, 3, 1, 32) + bytes(4)
     (tmp_path / "float.tif").write_bytes(one)
@@ -348,6 +361,20 @@ def test_a_mosaic_is_recognised_and_resolved(tmp_path, smooth, pattern):
         assert nearly(read_photo(tmp_path / name, ReadOptions(bayer=pattern)).image, smooth, 2)
         as_gray = read_photo(tmp_path / name, ReadOptions(bayer="none")).image
         assert np.array_equal(as_gray, in_three(mosaic_of(smooth, pattern)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_a_mosaic_is_resolved_as_the_file_has_it_and_then_turned(
+    tmp_path, smooth, name, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pattern = "GBRG"
+    Image.fromarray(mosaic_of(smooth, pattern)).save(tmp_path / name, exif=exif)
+    Image.fromarray(smooth).save(tmp_path / f"colour_{name}", exif=exif)
+    found = read_photo(tmp_path / name, ReadOptions(bayer=pattern)).image
+    assert nearly(found, read_photo(tmp_path / f"colour_{name}").image, 2)
 
 
 def test_debayer_is_bilinear():

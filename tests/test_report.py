@@ -374,6 +374,7 @@ def test_sun_and_moon_stand_where_astropy_says(latitude, longitude):
 
     place = Place(latitude, longitude)
     times = [NOON + timedelta(hours=1000.3 * k) for k in range(8)]
+    zone = timezone(timedelta(hours=round(longitude / 15)))
     with iers.conf.set_temp("auto_download", False), iers.conf.set_temp("auto_max_age", None):
         location = EarthLocation(lat=latitude * units.deg, lon=longitude * units.deg)
         moments = Time([time.replace(tzinfo=None) for time in times])
@@ -388,6 +389,7 @@ def test_sun_and_moon_stand_where_astropy_says(latitude, longitude):
         for height in heights
     ]
     assert np.abs(heights[:, None] - [-0.833, -6, -12, -18]).min() > 0.03, "too near a limit"
+    times = [time.astimezone(zone) for time in times]  # as a log has them
     assert [light(place, time) for time in times] == expected
     assert np.allclose([moon_elevation(place, time) for time in times], moon.alt.deg, atol=1.1)
     assert np.allclose([moon_illumination(place, time) for time in times], lit, atol=0.015)

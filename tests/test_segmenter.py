@@ -59,6 +59,16 @@ def test_probabilities_are_those_of_numpy(file, io, output, channels):
     np.testing.assert_allclose(found, expected, atol=1 / 256)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mask_without_a_cloud_has_no_confidence_either(file, channels):
+    """Nothing but zeros may be a mask, or the most decided probabilities."""
+    photo = synthetic_sky(0, (48, 64))[0] // 4 + 4  # the file takes the bright for cloud
+    for output in ("mask", "probability"):
+        result = Segmenter(file(output=output, channels=channels)).segment(photo)
+        assert result.usable and result.cloud_cover.percent == 0
+        assert (result.confidence is None) == (output == "mask")
+
+
 def test_every_type_of_input_sees_the_same(file):
     image = np.random.default_rng(1).integers(0, 256, (16, 32, 3), np.uint8)
     found = [Segmenter(file(io=io)).predict_probabilities(image) for io in ("int8", "uint8")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 
 from ddunet_keras.settings import Number, check_settings, document_settings, setting
 
@@ -70,7 +70,7 @@ def moon_elevation(place: Place, time: datetime) -> float:
     """
     from astral import moon
 
-    return moon.elevation(_observer(place), time)
+    return moon.elevation(_observer(place), _utc(time))
 
 
 def moon_illumination(place: Place, time: datetime) -> float:
@@ -92,12 +92,18 @@ def moon_illumination(place: Place, time: datetime) -> float:
     from astral import moon, sun
 
     observer = _observer(place)
+    time = _utc(time)
     sun_height = math.radians(sun.elevation(observer, time, with_refraction=False))
     moon_height = math.radians(moon.elevation(observer, time))
     turned = math.radians(sun.azimuth(observer, time) - moon.azimuth(observer, time))
     cosine = math.sin(sun_height) * math.sin(moon_height)
     cosine += math.cos(sun_height) * math.cos(moon_height) * math.cos(turned)
     return (1 - cosine) / 2
+
+
+def _utc(time):
+    """astral heeds a time's offset for the sun, and not for the moon."""
+    return time.astimezone(timezone.utc)
 
 
 def _observer(place):

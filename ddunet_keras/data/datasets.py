@@ -25,7 +25,7 @@ from ddunet_keras.data.layouts import (
 from ddunet_keras.data.metadata import read_captures
 from ddunet_keras.files import IGNORE, DataError, StrPath, read_gray, read_text
 from ddunet_keras.images import rotation_matrix, warp
-from ddunet_keras.sky.reading import read_image
+from ddunet_keras.sky.reading import read_photo
 
 JPEG_START = b"\xff\xd8"
 """First bytes of a JPEG file, whatever its name ends in."""
@@ -117,12 +117,14 @@ class Dataset:
 
         Returns:
             image: uint8 (height, width, 3), RGB, upright.
-            labels: uint8 (height, width), class index or `IGNORE` (255).
+            labels: uint8 (height, width), class index or `IGNORE` (255), also where the image is
+                transparent.
 
         Raises:
             DataError: a file is unreadable, the sizes differ, or the mask has unexpected values.
         """
-        image = read_image(sample.image)
+        photo = read_photo(sample.image)
+        image = photo.image
         values = read_gray(sample.mask, palette="mask" if self.num_classes == 2 else "index")
         height, width = image.shape[:2]
         mask_height, mask_width = values.shape
@@ -135,6 +137,8 @@ class Dataset:
                 f"{width}x{height} (width x height); {advice}"
             )
         labels = _labels(values, sample.mask, self.layout, self.num_classes)
+        if photo.valid is not None:  # transparent: not sky
+            labels = np.where(photo.valid, labels, np.uint8(IGNORE))
         if sample.augmentation is None:
             return image, labels
         return swinyseg_augment(image, labels, sample.name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,12 @@ from ddunet_keras.data.layouts import (
     LAYOUTS,
     MASK_FOLDERS,
     list_some,
-    stem,
 )
-from ddunet_keras.data.metadata import NAME_COLUMNS, read_captures, read_table
+from ddunet_keras.data.metadata import NAME_COLUMNS, image_stem, read_captures, read_table
 from ddunet_keras.files import IGNORE, DataError, StrPath, list_folder
 from ddunet_keras.prediction import FITS_SUFFIXES
 from ddunet_keras.sky import check_horizon, horizon_mask
-from ddunet_keras.sky.reading import read_image
+from ddunet_keras.sky.reading import read_photo
 
 FRAMES_FILE = "frames.csv"
 """Name of the table that says what sky each frame shows, in any case."""
@@ -35,8 +36,11 @@ SKY_COLUMNS = ("sky", "cover")
 COVERS = {"clear": 0.0, "overcast": 1.0}
 """Words that tell the cloud cover of a whole frame, a fraction."""
 
-LEAST_DATES = 3
-"""Dates or captures that there must be to hold back whole ones: of two, one is half of all."""
+LEAST_GROUPS = 3
+"""Days that there must be to hold back whole ones: of two, one is half of all."""
+
+GAP_HOURS = 3
+"""Without a frame, after which a new day, or a new night, begins."""
 
 BLOCKS = 8
 """Blocks that frames without dates are divided into, in the order of their names."""
@@ -85,9 +89,10 @@ class CameraFrames:
 
         Returns:
             image: uint8 (height, width, 3), RGB, upright, black outside the horizon.
-            labels: uint8 (height, width), 0 sky, 1 cloud, `IGNORE` (255) outside the horizon and
-                where the mask has none of both. Where only the cover is known, they are 1 in an
-                overcast frame, else 0: of a cover in between, they tell only which pixels count.
+            labels: uint8 (height, width), 0 sky, 1 cloud, `IGNORE` (255) outside the horizon, where
+                the frame is transparent, and where the mask has none of both. Where only the cover
+                is known, they are 1 in an overcast frame, else 0: of a cover in between, they tell
+                only which pixels count.
 
         Raises:
             DataError: a file is unreadable, mask and image differ in size, or the mask has
@@ -95,8 +100,11 @@ class CameraFrames:
             ValueError: the horizon does not fit.
         """
         if frame.mask is None:
-            image = read_image(frame.image)
+            photo = read_photo(frame.image)
+            image = photo.image
             labels = np.full(image.shape[:2], frame.cover == 1, np.uint8)
+            if photo.valid is not None:
+                labels[~photo.valid] = IGNORE
         else:
             dataset = Dataset(self.layout, self.root, (), num_classes=2)
             image, labels = dataset.load(Sample(frame.name, frame.image, frame.mask))
@@ -226,18 +234,10 @@ def _files_by_name(folders):
             is_image = path.name.lower().endswith((*IMAGE_SUFFIXES, *FITS_SUFFIXES))
             if not is_image or os.path.isdir(path):
                 continue
-            other = files.setdefault(_stem(path.name), path)
+            other = files.setdefault(image_stem(path.name), path)
             if other is not path:
                 raise DataError(f"{path}: has the name of {other}; keep one of them")
     return files
-
-
-def _stem(name):
-    """A file's name without ending; `sky.fits.gz` has two."""
-    for suffix in FITS_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return stem(name)
 
 
 def _read_covers(path, images, masks):
@@ -252,7 +252,7 @@ def _read_covers(path, images, masks):
         )
     words: dict[str, str] = {}
     for line, cells in rows:
-        name = _stem(cells[name_column])
+        name = image_stem(cells[name_column])
         if name not in images:
             raise DataError(f"{path}: line {line}: no image {cells[name_column]!r} in the folder")
         word = cells[sky_column].lower()
@@ -286,9 +286,9 @@ def _cover(word, path, name):
 
 
 def _refuse_fractions(covers, path):
-    """Refuses numbers that all lie from 0 to 1, some of them in between: no percents."""
+    """Refuses numbers that are all 1 or less: no percents."""
     between = [100 * cover for cover in covers if 0 < cover < 1]
-    if between and max(between) <= 1 and min(between) < 1:
+    if between and max(between) <= 1:
         raise DataError(
             f"{path}: the highest cover is {max(between):g} %; covers are in percent, 0 to 100, "
             "and not fractions"
@@ -298,9 +298,10 @@ def _refuse_fractions(covers, path):
 def hold_back(frames: Sequence[Frame], share: float) -> tuple[list[Frame], list[Frame], str]:
     """Divides frames into those to train on and those to report on.
 
-    Whole dates are held back where all frames have one and there are at least `LEAST_DATES`; else
-    whole captures; else blocks of frames in the order of their names, as frames with neighbouring
-    names mostly show one sky. They are evenly spaced, and nothing is random.
+    Whole days or nights are held back, between which there are `GAP_HOURS` without a frame, where
+    the times are known; else whole dates; where there are fewer than `LEAST_GROUPS`, blocks of
+    frames in the order of their names, as frames with neighbouring names mostly show one sky. They
+    are evenly spaced, and nothing is random.
 
     Args:
         frames: in the order of their names.
@@ -349,19 +350,36 @@ def hold_back(frames: Sequence[Frame], share: float) -> tuple[list[Frame], list[
 
 def _groups(frames):
     """Groups of frames that may not be divided, in order, and what they are."""
-    keys = {
-        "dates": [(frame.date,) for frame in frames],
-        "captures": [(frame.date, frame.time) for frame in frames],
-    }
-    for kind, of_frame in keys.items():
-        known = all(None not in key for key in of_frame)
-        distinct = sorted(set(of_frame)) if known else []
-        if len(distinct) >= LEAST_DATES:
+    for kind, keys in (("days or nights", _days(frames)), ("dates", [f.date for f in frames])):
+        distinct = [] if None in keys else sorted(set(keys))
+        if len(distinct) >= LEAST_GROUPS:
             groups = [
-                [frame for frame, key in zip(frames, of_frame, strict=True) if key == group]
+                [frame for frame, key in zip(frames, keys, strict=True) if key == group]
                 for group in distinct
             ]
             return groups, kind
     count = min(BLOCKS, len(frames))
     blocks = np.array_split(np.arange(len(frames)), count)
     return [[frames[i] for i in block] for block in blocks], "blocks in the order of names"
+
+
+def _days(frames):
+    """The number of each frame's day or night, or None where its time is not known."""
+    times = [_moment(frame) for frame in frames]
+    numbers = {}
+    number = 0
+    before = None
+    for time in sorted({time for time in times if time is not None}):
+        if before is not None and time - before > timedelta(hours=GAP_HOURS):
+            number += 1
+        numbers[time] = number
+        before = time
+    return [numbers.get(time) for time in times]
+
+
+def _moment(frame):
+    digits = re.sub("[-:.]", "", frame.time or "")
+    try:
+        return datetime.strptime(f"{frame.date}{digits}", "%Y%m%d%H%M%S")
+    except ValueError:
+        return None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ddunet_keras.data.layouts import stem
 from ddunet_keras.files import DataError, StrPath, list_folder, read_text
+from ddunet_keras.prediction import FITS_SUFFIXES
 
 FILE_NAMES = ("metadata.csv", "metadata.txt")
 """Names that the file may have, in any case."""
@@ -118,8 +119,22 @@ def _name_column(header, path):
     return next((name for name in NAME_COLUMNS if name in known), header[0])
 
 
+def image_stem(name: str) -> str:
+    """A photo's name without its ending; `sky.fits.gz` has two.
+
+    Example:
+
+    >>> image_stem("sky.1.fits.gz"), image_stem("sky.1.jpg")
+    ('sky.1', 'sky.1')
+    """
+    for suffix in FITS_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return stem(name)
+
+
 def _image_name(cell, names):
-    name = stem(cell)
+    name = image_stem(cell)
     # the public sets are numbered 0001 or 001, spreadsheets make 1 of it
     for candidate in (name, name.zfill(3), name.zfill(4)):
         if candidate in names:

@@ -55,6 +55,7 @@ FILLER = bytes(range(254, 0, -1))
 """What is put after a JPEG to see whether anything was missing. Small bytes would not do: they
 often mean an even block, which is what decoders put in place of missing data, too."""
 
+ORIENTATION = 0x0112
 EXIF_IFD = 0x8769
 EXIF_TIMES = ((EXIF_IFD, 0x9003, 0x9011), (EXIF_IFD, 0x9004, 0x9012), (None, 0x0132, 0x9010))
 """Where Exif has a photo's time and its offset from UTC: original, digitized, changed (Exif 2.32,
@@ -204,7 +205,10 @@ def read_photo(source: StrPath | bytes, options: ReadOptions | None = None) -> P
 
 
 class _Frame(NamedTuple):
-    """What a file holds, before it is shown: values are (h, w) or (h, w, 3) of any type."""
+    """What a file holds, before it is shown: values are (h, w) or (h, w, 3) of any type.
+
+    They are upright; `orientation` is that of Exif, by which they were turned.
+    """
 
     values: np.ndarray
     valid: np.ndarray | None = None
@@ -212,6 +216,7 @@ class _Frame(NamedTuple):
     taken_from: str | None = None
     pattern: str | None = None
     bottom_up: bool = False
+    orientation: int = 1
 
 
 def _read_when_whole(source, wait):
@@ -304,14 +309,16 @@ def _read_picture(source):
     with opened_picture(source) as picture:
         _refuse_what_pillow_misreads(picture, name)
         raw_mode = _raw_mode_of_16_bits(picture)
+        orientation = 1
         if raw_mode is not None:
             values, valid = _read_16_bits(picture, source, raw_mode)
         else:
-            _load(picture)
+            orientation = _load(picture)
             valid = opaque_pixels(picture) if has_alpha(picture) else None
             values = _values(picture)
         taken = _exif_time(picture)
-    return _Frame(values, valid, taken, None if taken is None else "exif")
+    taken_from = None if taken is None else "exif"
+    return _Frame(values, valid, taken, taken_from, orientation=orientation)
 
 
 def _refuse_what_pillow_misreads(picture, name):
@@ -328,7 +335,11 @@ def _refuse_what_pillow_misreads(picture, name):
 
 
 def _load(picture, raw_mode=None):
-    """Decodes a picture, in another raw mode if one is given, and turns it upright."""
+    """Decodes a picture, in another raw mode if one is given, and turns it upright.
+
+    Returns:
+        its orientation, from 1 to 8, as Exif has it.
+    """
     if raw_mode is not None:
         tiles = []
         for tile in picture.tile:
@@ -338,8 +349,13 @@ def _load(picture, raw_mode=None):
             make = getattr(tile, "_make", tuple)
             tiles.append(make((codec, extents, offset, changed)))
         picture.tile = tiles
+    # loading turns a TIFF upright; of others, Exif may stand at the end of the file
+    orientation = getattr(picture, "tag_v2", {}).get(ORIENTATION)
     picture.load()
+    with contextlib.suppress(Exception), without_warnings():  # damaged Exif data
+        orientation = orientation or picture.getexif().get(ORIENTATION)
     ImageOps.exif_transpose(picture, in_place=True)  # copies only what is turned
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _raw_mode_of_16_bits(picture):
@@ -351,7 +367,9 @@ def _raw_mode_of_16_bits(picture):
         return None
     arguments = picture.tile[0][3]
     raw_mode = arguments if isinstance(arguments, str) else next(iter(arguments or ()), None)
-    is_deep = isinstance(raw_mode, str) and re.fullmatch(r"(RGB|RGBA|RGBX|LA);16[BLN]", raw_mode)
+    is_deep = isinstance(raw_mode, str) and re.fullmatch(
+        r"(RGB|RGBA|RGBa|RGBX|LA);16[BLN]", raw_mode
+    )
     return raw_mode if is_deep else None
 
 
@@ -362,13 +380,18 @@ def _read_16_bits(picture, source, raw_mode):
         bytes_of_pixels = np.asarray(picture)
         values = bytes_of_pixels[..., 0].astype(np.uint16) << 8 | bytes_of_pixels[..., 1]
         return values, bytes_of_pixels[..., 2] >= OPAQUE
-    _load(picture)
+    is_premultiplied = raw_mode.startswith("RGBa")
+    raw_mode = raw_mode.replace("a", "A")  # Pillow would divide what has 8 bits
+    _load(picture, raw_mode)
     with opened_picture(source) as again:
         _load(again, raw_mode[:-1] + LOW_BYTES[raw_mode[-1]])
-    high = _bytes_of(picture)
+    high, low = _bytes_of(picture), _bytes_of(again)
     values = high[..., :3].astype(np.uint16)
     values <<= 8
-    values |= _bytes_of(again)[..., :3]
+    values |= low[..., :3]
+    if is_premultiplied:
+        alpha = np.maximum(high[..., 3:].astype(np.uint32) << 8 | low[..., 3:], 1)
+        values = np.minimum(values * np.uint32(65535) // alpha, 65535).astype(np.uint16)
     valid = high[..., 3] >= OPAQUE if raw_mode.startswith("RGBA") else None
     key = picture.info.get("transparency")  # PNG: the colour that is transparent
     if valid is None and isinstance(key, tuple) and len(key) == 3:
@@ -422,7 +445,25 @@ def _with_colors(frame, name, bayer):
         )
     if min(values.shape) < 2:
         raise DataError(f"{name}: {values.shape[1]}x{values.shape[0]} pixels are no Bayer mosaic")
-    return debayer(values, pattern)
+    in_file_order = turned(values, {6: 8, 8: 6}.get(frame.orientation, frame.orientation))
+    return turned(debayer(in_file_order, pattern), frame.orientation)
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture as a file holds it, (h, w, ...), turned upright by its orientation in Exif, 1 to 8.
+
+    Example:
+
+    >>> turned(np.array([[1, 2], [3, 4]]), 6).tolist()
+    [[3, 1], [4, 2]]
+    """
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return np.ascontiguousarray(values)
 
 
 # time ---------------------------------------------------------------------------------------------
