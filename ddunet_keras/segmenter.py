@@ -235,7 +235,8 @@ def _output_kind(model, graph):
         if channels != 1:
             raise DataError(f"no segmenter of photos: its mask has {channels} channels, not one")
         compared = graph.tensors[producers[source].inputs[0]]
-        return "mask", compared.shape[-1]
+        # what is compared with a threshold has one channel, or some packed columns of it
+        return "mask", 1 if last == "GREATER_EQUAL" else compared.shape[-1]
     # a compiler's operator, as the Edge TPU's, hides the last one: a probability's scale is fixed
     scale = getattr(graph.tensors[output].quantization, "scale", None)
     fixed = scale is not None and list(scale) == [1 / 256]

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import re
 import sys
 import zipfile
@@ -20,6 +21,8 @@ from ddunet_keras.deploy.export import (
     write_c_array,
 )
 from ddunet_keras.files import DataError
+from ddunet_keras.litert.arena_size import arena_size
+from ddunet_keras.litert.esp_nn import ESP32_S3
 from ddunet_keras.litert.model import read_tflite, write_tflite
 from ddunet_keras.litert.run import measure_arena
 
@@ -91,6 +94,16 @@ def test_the_arena_of_a_shipped_file_is_what_tflm_takes(tmp_path):
     taken = measure_arena((SHIPPED / "ddunet_c4_96.tflite").read_bytes())["total"]
     assert taken <= elsewhere <= 1.02 * taken
     assert on_esp32s3 > 1.5 * elsewhere  # ../shared/MCU.md: 444,852 for 272,592
+
+
+def test_the_arena_stays_in_the_memory_that_it_was_made_for(tmp_path):
+    file = SHIPPED / "ddunet_c4_96.tflite"
+    reckoned = arena_size(read_tflite(file), ESP32_S3).total
+    ram = math.ceil(reckoned / 1024)
+    for limit, expected in ((None, 1.01 * reckoned), (ram, 1024 * ram), (ram - 9, reckoned)):
+        header, _ = write_c_array(file, tmp_path, ram=limit)
+        on_esp32s3 = int(re.findall(r"ARENA_BYTES (\d+)", header.read_text())[0])
+        assert expected <= on_esp32s3 + 1 <= expected + 17
 
 
 BASE_INSTALL = """

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +259,7 @@ def test_report_is_json_and_a_table(report):
 
 def test_picture_marks_the_peak(report, tmp_path):
     path = tmp_path / "memory.png"
-    report.plot(path)
+    replace(report, file="sky_$x^$.tflite").plot(path)  # to Matplotlib, $ is a formula
     with Image.open(path) as picture:
         colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     peak = np.all(colors == (0xD5, 0x5E, 0x00), axis=1)  # the colour of the peak

@@ -169,6 +169,10 @@ CASES = {
         quantized((output, "RELU"), zeroPoint=[2**40]),
         "out of its range",
     ),
+    "no zero point": (
+        lambda model: setattr(output(model, "RELU").quantization, "zeroPoint", None),
+        "has no zero point",
+    ),
     "computed weights": (computed_weights, "input 1 is not constant"),
     "options of another operator": (
         lambda model: setattr(find(model, "CONV_2D"), "builtinOptions", schema.Pool2DOptionsT()),

@@ -24,6 +24,7 @@ from ddunet_keras.litert.model import (
 )
 from ddunet_keras.litert.soundness import check_int8
 from ddunet_keras.model import DDUNet
+from ddunet_keras.segmenter import check_segmenter
 
 SIZE = (32, 48)
 
@@ -190,9 +191,20 @@ def test_io_gives_the_same_values(io):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+@pytest.mark.parametrize("output", ["probability", "mask"])
+def test_packed_files_are_what_was_asked_for(io, output):
+    config = ConversionConfig(SIZE, target="cpu", io=io, output=output)
+    packed = read_tflite(build_stages(network(), photos(), config).packed)
+    check_int8(packed, io)
+    assert check_segmenter(packed) == (output, 2)
+
+
+@pytest.mark.slow
 def test_mask_and_classes():
     data = int8_file("cpu", "mask", num_classes=3)
     check_int8(read_tflite(data))
+    assert check_segmenter(read_tflite(data)) == ("mask", 3)
     mask, *_ = run(data, pixels())
     assert mask.shape == (12, *SIZE, 1)
     logits = truth("logits", num_classes=3)

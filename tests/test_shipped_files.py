@@ -1,11 +1,15 @@
 """The int8 files that ship are what the code makes: whoever moves code sees what changed."""
 
+import json
+
 import convert_shipped
 import numpy as np
 import pytest
 
 from ddunet_keras.deploy.config import ConversionConfig
 from ddunet_keras.deploy.convert import build_stages
+from ddunet_keras.files import as_json
+from ddunet_keras.litert.inspect import inspect_model
 from ddunet_keras.litert.model import operator_name, read_tflite
 from ddunet_keras.model import load_model
 from ddunet_keras.presets import WEIGHTS, preset_file
@@ -22,6 +26,18 @@ def test_the_default_file_of_the_package_is_the_one_of_the_folder():
 def test_every_file_of_the_folder_is_made_by_the_tool():
     files = {path.stem for path in convert_shipped.MODELS.glob("*.tflite")}
     assert files == {shipped.name for shipped in convert_shipped.SHIPPED}
+
+
+@pytest.mark.parametrize("path", sorted(convert_shipped.MODELS.glob("*.json")), ids=str)
+def test_the_report_beside_a_file_is_what_inspect_says_today(path):
+    """But for what was measured."""
+    written = json.loads(path.read_text())["report"]
+    file = path.with_suffix(".tflite")
+    today = as_json(inspect_model(file, latency=False, vela=False, tflm=False).to_dict())
+    assert written.keys() == today.keys()
+    assert [board["board"] for board in written["boards"]] == [b["board"] for b in today["boards"]]
+    for part in ("size", "operators", "arenas", "estimates", "memory"):
+        assert written[part] == today[part], part
 
 
 @pytest.mark.shared

@@ -165,10 +165,7 @@ def convert(
         "report": report.to_dict(),
         "layers": layers,
     }
-    if config.c_array:
-        arena = None if checked.arena is None else checked.arena["total"]
-        write_c_array(stages.packed, config.c_array, arena_bytes=arena)
-    _write(out, stages.packed, result, checked, report)
+    _write(out, stages.packed, result, checked, report, config)
     return result
 
 
@@ -271,14 +268,18 @@ def _refusal(out, checked, layers, config) -> ConversionError:
     return ConversionError(f"{out} was not written; {first.name}: {detail}", checked, where)
 
 
-def _write(out, data, result, checked: Verification, report) -> None:
+def _write(out, data, result, checked: Verification, report, config) -> None:
+    """The file and what belongs to it; the file stands only where all of it stands."""
     settings = ", ".join(f"{key} {value}" for key, value in result["about"].items() if value)
     parts = [f"# {out.name}", f"{settings}.", checked.to_markdown(), report.to_markdown()]
     if result["layers"]:
         parts.append(layers_to_markdown(result["layers"]))
-    write_json(out.with_suffix(".json"), result)
-    write_text(out.with_suffix(".md"), "\n\n".join(part.strip() for part in parts) + "\n")
-    with atomic_path(out.with_suffix(".png")) as temporary:
-        report.plot(temporary)
-    with atomic_path(out) as temporary:  # last: where it stands, all of it stands
-        temporary.write_bytes(data)
+    with atomic_path(out) as file:
+        file.write_bytes(data)
+        with atomic_path(out.with_suffix(".png")) as picture:  # takes longest
+            report.plot(picture)
+        if config.c_array:
+            arena = None if checked.arena is None else checked.arena["total"]
+            write_c_array(data, config.c_array, arena_bytes=arena, ram=config.ram)
+        write_json(out.with_suffix(".json"), result)
+        write_text(out.with_suffix(".md"), "\n\n".join(part.strip() for part in parts) + "\n")

@@ -111,7 +111,9 @@ ARENA_MARGIN = 1.01
 """By so much more an arena is than it is reckoned, where it was not measured."""
 
 
-def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[Path, Path]:
+def write_c_array(
+    data, folder, name="ddunet_model", arena_bytes=None, ram: int | None = None
+) -> tuple[Path, Path]:
     """Writes a `.tflite` file as C sources that a microcontroller's firmware compiles in.
 
     `NAME.h` has the array's declaration and, as constants, the sizes, scales and zero points of
@@ -125,6 +127,7 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
         arena_bytes: what TFLM's interpreter takes on this machine, where it was measured
             (`ddunet_keras.litert.run.run_tflm`); None reckons it (`litert.arena_size`). That of
             an ESP32-S3 is always reckoned.
+        ram: KiB that the arena was made to fit into; the margin stays inside.
 
     Returns:
         the paths of header and source.
@@ -157,8 +160,8 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
     middle = {"probability": 0.5, "logits": 0.0, "mask": 1.0}[kind]
     names = sorted(set(_resolver_methods(model)))
     if arena_bytes is None:
-        arena_bytes = int(arena_size(model).total * ARENA_MARGIN)
-    arena_esp32s3 = int(arena_size(model, ESP32_S3).total * ARENA_MARGIN)
+        arena_bytes = _with_margin(arena_size(model).total, ram)
+    arena_esp32s3 = _with_margin(arena_size(model, ESP32_S3).total, ram)
     header = _HEADER.format(
         version=__version__,
         name=name,
@@ -186,6 +189,11 @@ def write_c_array(data, folder, name="ddunet_model", arena_bytes=None) -> tuple[
     write_text(paths[0], header)
     write_text(paths[1], _SOURCE.format(version=__version__, name=name, rows=rows))
     return paths
+
+
+def _with_margin(reckoned, ram):
+    wanted = int(reckoned * ARENA_MARGIN)
+    return wanted if ram is None else max(reckoned, min(wanted, 1024 * ram))
 
 
 def _input_and_output(model):

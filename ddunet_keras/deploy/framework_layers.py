@@ -129,7 +129,7 @@ def mask_layer(framework):
         def call(self, inputs):
             if inputs.shape[-1] == 1:
                 return tf.cast(inputs >= 0, "int8")
-            return tf.cast(tf.argmax(inputs, -1, "int32")[..., None], "int8")
+            return tf.cast(tf.expand_dims(tf.argmax(inputs, -1, "int32"), -1), "int8")
 
         def compute_output_shape(self, input_shape):
             return (*input_shape[:-1], 1)

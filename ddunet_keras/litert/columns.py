@@ -512,5 +512,6 @@ REWRITES = {
     "PAD": pad,
     "BATCH_MATMUL": dynamic_convolution,
     "RESHAPE": reshape,
-} | dict.fromkeys(ELEMENTWISE - {"SOFTMAX"}, elementwise)
-"""What replaces each kind of operator. A Softmax looks at all channels of a pixel."""
+} | dict.fromkeys(ELEMENTWISE - {"SOFTMAX", "DEQUANTIZE"}, elementwise)
+"""What replaces each kind of operator. A Softmax looks at all channels of a pixel. What makes a
+float output stays the last operator, so that no other tensor is of floats."""

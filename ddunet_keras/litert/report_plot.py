@@ -36,7 +36,7 @@ def plot_memory(profile: MemoryProfile, report: Report, path) -> None:
     rows = 2 if planned else 1
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     _plot_live(axes[0], profile, report.tflm.get("total", 0) / KIB)
-    axes[0].set_title(report.file or "Memory over the operators")
+    axes[0].set_title(report.file or "Memory over the operators", parse_math=False)
     if planned:
         _plot_plan(axes[1], profile, planned)
     axes[-1].set_xlabel("operator")

@@ -282,9 +282,11 @@ def _in_tflm(function, data, *arguments, arena_kib=None, **limits):
     require_tflm()
     if arena_kib is None:
         # as if no two tensors shared memory; what is not touched costs nothing
-        graphs = read_tflite(data).subgraphs
-        tensors = [tensor for graph in graphs for tensor in graph.tensors]
-        sizes = sum(tensor_bytes(tensor) + ALLOCATION_BYTES for tensor in tensors)
+        model = read_tflite(data)
+        sizes = 0
+        for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+            is_constant = model.buffers[tensor.buffer].data is not None
+            sizes += ALLOCATION_BYTES + (0 if is_constant else tensor_bytes(tensor))
         arena_bytes = min(2 * sizes + 4 * len(data) + 2**22, MAX_ARENA)
     else:
         arena_bytes = int(arena_kib * 1024)

@@ -260,7 +260,8 @@ def _check_tensor(tensor, index):
         limits = np.iinfo(dtype)
         points = np.asarray([] if quantization.zeroPoint is None else quantization.zeroPoint)
         inside = np.all((points >= limits.min) & (points <= limits.max))
-        require(inside and len(quantization.scale), f"{where} has a zero point out of its range")
+        complete = len(quantization.scale) and len(points)
+        require(inside and complete, f"{where} has no zero point, or one out of its range")
 
 
 def _signature(node):

@@ -56,10 +56,15 @@ def load(path):
 
 
 def shrink(interpreter, photo, valid):
-    """A Pillow picture and its valid pixels at the network's size: uint8 (h, w, 3), bool (h, w)."""
+    """A Pillow picture and its valid pixels at the network's size: uint8 (h, w, 3), bool (h, w).
+
+    What is not valid is black: the network was trained to see it so.
+    """
     (source,) = interpreter.get_input_details()
     _, height, width, _ = source["shape"]
-    small = photo.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    black = Image.new("RGB", photo.size)
+    photo = Image.composite(photo.convert("RGB"), black, Image.fromarray(valid))
+    small = photo.resize((width, height), Image.Resampling.BILINEAR)
     small_valid = Image.fromarray(valid).resize((width, height), Image.Resampling.NEAREST)
     return np.array(small), np.asarray(small_valid)
 
@@ -119,7 +124,6 @@ def segment(interpreter, photo, threshold=0.5, valid=None):
     reason = why_unusable(pixels, small_valid)
     if reason is not None:
         raise CannotTell(reason)
-    pixels[~small_valid] = 0  # the network was trained to see it so
     probabilities = run(interpreter, pixels)
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise SystemExit(
