@@ -1,21 +1,19 @@
 """Trains a preset on, with another model's opinion in the labels: the last stages of the presets.
 
     python tools/train_with_teacher.py SWINYSEG WSISEG START.keras TEACHER.keras OUT.keras \\
-        --skies skies31 skies31.json --skies skies32 skies32.json --size 128 256 --steps 2000 2000
+        --skies skies31 skies31.json --skies skies32 skies32.json --steps 1400 --size 256
 
 A batch holds patches of SWINYSEG (training and validation days of the protocol `date`), whole-sky
 photos of WSISEG (the half that `wsiseg_halves.json` names) and synthetic skies.
 
-- **Teacher.** The labels of a photo are its mask and, for the larger part, the probabilities that
+- **Teacher.** The labels of a patch are its mask and, for the larger part, the probabilities that
   TEACHER gives. The masks are coarse, and leave veils out in one photo that they have in the next.
-- **Sizes** take turns, so that one set of weights serves all of them.
 - **Other cameras.** Some photos are shown as another camera might have taken them. The teacher sees
   the photo itself.
 - **Skies by day** are left out but for the cloudless and the overcast: in others, veils are cloud.
 
-Nothing is selected: what is written is the running average of the weights after the last step.
-`--mean-with` writes the mean of its weights and another model's, which is steadier than either on
-cameras that neither was trained on.
+Nothing is selected: the last step counts. `--mean-with` writes the mean of its weights and another
+model's, which is steadier than either on cameras that neither was trained on.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ import numpy as np
 from PIL import Image
 
 TEACHERS_SHARE = 0.6
-"""Of the labels of a photo; synthetic skies have their own alone."""
+"""Of the labels of a patch."""
 
 CLOUDLESS, OVERCAST = 0.03, 0.97
 """Cover up to which, and from which, a synthetic sky of the day is trained on."""
@@ -65,12 +63,6 @@ SKY_AUGMENTATION = Augmentation(other_camera=0.1)
 
 WARMUP = 0.02
 """Part of the steps in which the learning rate rises."""
-
-TURN = 25
-"""Steps with one size, before the next one's turn."""
-
-AVERAGED_TURNS = 20
-"""Over about so many turns the weights are averaged."""
 
 REPORTS = 10
 """How often the model is written and the loss is told."""
@@ -102,7 +94,7 @@ class Batches:
         seed: of everything that is drawn.
 
     Raises:
-        ValueError: a share is no share, or no photo is left for the teacher.
+        ValueError: a share is no share, or no patch is left for the teacher.
     """
 
     size: tuple[int, int]
@@ -177,12 +169,12 @@ def draw_photo(source: Source, batches: Batches, random: np.random.Generator):
 
 
 def draw_batches(sources: list[Source], batches: Batches) -> Iterator[tuple]:
-    """Endless batches: as the student sees them, as they are, labels, and which are real photos."""
+    """Endless batches: as the student sees them, as they are, labels, and which are patches."""
     parts = dict(zip(KINDS, batches.shares, strict=True))
     repeated = [source for source in sources for _ in range(parts[source.kind])]
     places = range(batches.batch_size)
     chosen = [repeated[place * len(repeated) // len(places)] for place in places]
-    is_real = np.array([source.kind != SKY for source in chosen])
+    is_patch = np.array([source.kind == PATCH for source in chosen])
     with ThreadPoolExecutor(2) as pool:
 
         def begin(step):
@@ -196,74 +188,62 @@ def draw_batches(sources: list[Source], batches: Batches) -> Iterator[tuple]:
         for step in itertools.count(1):
             jobs, waiting = waiting, begin(step)  # the next is drawn while this one is trained on
             photos = [job.result() for job in jobs]
-            yield *(np.stack(parts) for parts in zip(*photos, strict=True)), is_real
+            yield *(np.stack(parts) for parts in zip(*photos, strict=True)), is_patch
 
 
 # === Training ===
 
 
-class Student:
-    """A model at one size, with its optimizer and its batches."""
-
-    def __init__(self, model, teacher, sources, batches: Batches, steps: int, learning_rate: float):
-        recipe = RECIPES["default"]
-        self.model = model.resized((*batches.size, 3), deep_supervision=True)
-        self.teacher = teacher.resized((*batches.size, 3))
-        self.photos = draw_batches(sources, batches)
-        self.steps = steps
-        count = len(self.model.outputs)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps, warmup_target=learning_rate, warmup_steps=max(1, round(WARMUP * steps))
-        )
-        self.model.compile(
-            keras.optimizers.AdamW(
-                schedule, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clipnorm
-            ),
-            loss=[SegmentationLoss() for _ in range(count)],
-            loss_weights=list(recipe.aux_weights[:count]),
-        )
-
-    def step(self) -> float:
-        """Trains on one batch; its loss."""
-        seen, photos, labels, is_real = next(self.photos)
+def train(
+    model: DDUNet,
+    teacher: DDUNet,
+    sources: list[Source],
+    out: Path,
+    batches: Batches,
+    *,
+    steps: int,
+    learning_rate: float,
+) -> DDUNet:
+    """Trains `model` on, in place, and writes it to `out` now and then."""
+    recipe = RECIPES["default"]
+    student = model.resized((*batches.size, 3), deep_supervision=True)
+    teacher = teacher.resized((*batches.size, 3))
+    count = len(student.outputs)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, warmup_target=learning_rate, warmup_steps=max(1, round(WARMUP * steps))
+    )
+    student.compile(
+        keras.optimizers.AdamW(
+            schedule, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clipnorm
+        ),
+        loss=[SegmentationLoss() for _ in range(count)],
+        loss_weights=list(recipe.aux_weights[:count]),
+    )
+    losses = []
+    drawn = draw_batches(sources, batches)
+    for step in range(1, steps + 1):
+        seen, photos, labels, is_patch = next(drawn)
         targets = labels.astype("float32")
-        logits = self.teacher.predict_on_batch(photos[is_real])[..., 0]
+        logits = teacher.predict_on_batch(photos[is_patch])[..., 0]
         opinions = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
-        own = targets[is_real]
+        own = targets[is_patch]
         mixed = (1 - TEACHERS_SHARE) * own + TEACHERS_SHARE * opinions
-        targets[is_real] = np.where(own == IGNORE, IGNORE, mixed)
-        count = len(self.model.outputs)
-        logs = self.model.train_on_batch(seen, [targets] * count, return_dict=True)
-        self.model.reset_metrics()
-        self.steps -= 1
-        return float(logs["loss"])
+        targets[is_patch] = np.where(own == IGNORE, IGNORE, mixed)
+        logs = student.train_on_batch(seen, [targets] * count, return_dict=True)
+        student.reset_metrics()
+        losses.append(float(logs["loss"]))
+        if step % max(1, steps // REPORTS) == 0 or step == steps:
+            log(f"step {step} of {steps}: loss {np.mean(losses):.4f}")
+            losses = []
+            model.copy_weights(student)
+            save(model, out)
+    return model
 
 
-def train(model: DDUNet, students: list[Student], out: Path) -> DDUNet:
-    """Trains on with sizes in turns; writes the average of the weights to `out` now and then."""
-    whole = sum(student.steps for student in students)
-    done, told, losses = 0, 0, []
-    average = model.resized(model.image_shape, deep_supervision=True)
-    while any(student.steps for student in students):
-        for student in students:
-            student.model.copy_weights(model)
-            for _ in range(min(TURN, student.steps)):
-                losses.append(student.step())
-                done += 1
-            model.copy_weights(student.model)
-            share = max(1 / AVERAGED_TURNS, TURN / done)
-            mix(average, model, share)
-        if done - told >= whole // REPORTS or done == whole:
-            log(f"step {done} of {whole}: loss {np.mean(losses):.4f}")
-            losses, told = [], done
-            save(average, out)
-    return average
-
-
-def mix(model: DDUNet, other: DDUNet, share: float) -> None:
-    """Moves the weights of `model` by `share`, 0 to 1, towards another's."""
+def mean_of(model: DDUNet, other: DDUNet) -> None:
+    """Gives `model` the means of its weights and another's."""
     for weight, same in zip(model.weights, other.weights, strict=True):
-        weight.assign((1 - share) * weight.numpy() + share * same.numpy())
+        weight.assign((weight.numpy() + same.numpy()) / 2)
 
 
 def save(model: DDUNet, out: Path) -> None:
@@ -290,9 +270,9 @@ def main(arguments=None) -> int:
         help="of `ddunet synthetic` and `ddunet split`; may be repeated",
     )
     parser.add_argument("--mean-with", type=Path, metavar="MODEL")
-    parser.add_argument("--size", type=int, nargs="+", default=[128], help="multiples of 16")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1400], help="of each size")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[16], help="of each size")
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--size", type=int, default=128, help="multiple of 16")
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest")
     parser.add_argument("--other-camera", type=float, default=0.35, help="share of photos")
     parser.add_argument("--mono", type=float, default=MONO, help="share of those, without colour")
@@ -309,31 +289,28 @@ def main(arguments=None) -> int:
     try:
         if options.out.suffix != ".keras":
             raise DataError(f"{options.out}: the name of the trained model must end in .keras")
-        counts = [len(values) for values in (options.size, options.steps, options.batch_size)]
-        if len(set(counts)) > 1:
-            raise DataError(
-                "--size, --steps and --batch-size need equally many values. "
-                f"Received: {', '.join(map(str, counts))}"
-            )
+        batches = Batches(
+            size=(options.size, options.size),
+            batch_size=options.batch_size,
+            other_camera=options.other_camera,
+            mono=options.mono,
+            shares=options.shares,
+            seed=options.seed,
+        )
         model, teacher = load_model(options.start), load_model(options.teacher)
         other = load_model(options.mean_with) if options.mean_with else None
         sources = open_sources(options.swinyseg, options.wsiseg, options.skies)
-        students = []
-        for size, steps, batch_size in zip(
-            options.size, options.steps, options.batch_size, strict=True
-        ):
-            batches = Batches(
-                size=(size, size),
-                batch_size=batch_size,
-                other_camera=options.other_camera,
-                mono=options.mono,
-                shares=options.shares,
-                seed=options.seed + len(students),
-            )
-            students.append(Student(model, teacher, sources, batches, steps, options.learning_rate))
-        model = train(model, students, options.out)
+        train(
+            model,
+            teacher,
+            sources,
+            options.out,
+            batches,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+        )
         if other is not None:
-            mix(model, other, 0.5)
+            mean_of(model, other)
             save(model, options.out)
     except (DataError, ValueError) as error:
         parser.exit(2, f"error: {first_line(error)}\n")
