@@ -90,9 +90,7 @@ def benchmark(
         ]
         if tests:
             segmenters |= {
-                shipped.label(file): segmenter
-                for shape, (file, segmenter) in shipped.int8.items()
-                if shape in shipped.shapes
+                shipped.label(file): segmenter for file, segmenter in shipped.int8.values()
             }
             rows += _score(shipped, tests, say)
         if shipped.split.protocol != "paper":  # those are for Table I alone
@@ -120,17 +118,11 @@ class _Shipped:
     settings: dict
     split: Split
     int8: dict[tuple[int, int], tuple[Path, Segmenter]]
-    sizes: Sequence[int] | None
+    shapes: list[tuple[int, int]]
 
     @property
     def name(self):
         return self.folder.name
-
-    @property
-    def shapes(self):
-        """The sizes that are scored: those of the int8 files, or without any that of training."""
-        shapes = sorted(self.int8) or [tuple(self.settings["image_size"])]
-        return [shape for shape in shapes if not self.sizes or shape[0] in self.sizes]
 
     @cached_property
     def model(self):
@@ -165,7 +157,12 @@ def _open_shipped(folder, files, sizes):
         int8[height, width] = (file, segmenter)
     if settings.get("num_classes", 2) > 2:
         raise DataError(f"{folder}: has {settings['num_classes']} classes, and the presets two")
-    return _Shipped(folder, model, settings, Split.load(folder / "split.json"), int8, sizes)
+    # without an int8 file, that of training
+    shapes = sorted(int8) or [tuple(settings["image_size"])]
+    if sizes:
+        shapes = [shape for shape in shapes if shape[0] in sizes]
+    int8 = {shape: int8[shape] for shape in shapes if shape in int8}
+    return _Shipped(folder, model, settings, Split.load(folder / "split.json"), int8, shapes)
 
 
 def _score(shipped, tests, say):

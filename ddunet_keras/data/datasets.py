@@ -101,16 +101,24 @@ class Dataset:
         Raises:
             DataError: there is none; the message has the nearest names.
         """
-        if isinstance(name, str):
-            if name in self._by_name:
-                return self._by_name[name]
-            match = re.fullmatch(LAYOUTS["swinyseg"].name, name)
-            if self.layout == "swinyseg" and match and match["source"] in self._by_name:
-                source = self._by_name[match["source"]]
-                return replace(source, name=name, augmentation=int(match["augmentation"]))
+        sample = self.get(name)
+        if sample is not None:
+            return sample
         near = difflib.get_close_matches(str(name), self._by_name, n=3)
         hint = f"nearest: {', '.join(near)}" if near else "no name is near"
         raise DataError(f"{self.root}: no image named {name!r} among {len(self)}; {hint}")
+
+    def get(self, name: str) -> Sample | None:
+        """What `find` finds, or None; quick where many names may be missing."""
+        if not isinstance(name, str):
+            return None
+        if name in self._by_name:
+            return self._by_name[name]
+        match = re.fullmatch(LAYOUTS["swinyseg"].name, name)
+        if self.layout == "swinyseg" and match and match["source"] in self._by_name:
+            source = self._by_name[match["source"]]
+            return replace(source, name=name, augmentation=int(match["augmentation"]))
+        return None
 
     def load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """Reads a sample.

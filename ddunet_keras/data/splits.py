@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
@@ -181,19 +180,10 @@ def trained_on(folder: StrPath, dataset: Dataset) -> set[str] | None:
         trainings += _also_trained_on(folder / "run.json", dataset.layout)
     seen: set[str] = set()
     for names in trainings:
-        found = _sources(dataset, names)
+        found = [sample.source for sample in map(dataset.get, names) if sample is not None]
         if 2 * len(found) > len(names):  # some photos may have been removed since
             seen.update(found)
     return seen
-
-
-def _sources(dataset, names):
-    """What those of some names that a dataset has were made from."""
-    found = []
-    for name in names:
-        with contextlib.suppress(DataError):
-            found.append(dataset.find(name).source)
-    return found
 
 
 def _also_trained_on(run, layout):
