@@ -311,7 +311,9 @@ class TrainingConfig:
     )
     resume: bool = setting(FLAG, False, help="continue an interrupted run in RUN")
     deterministic: bool = setting(FLAG, False, help="the same bits on every run; slower")
-    mixed_precision: bool = setting(FLAG, False, help="compute in float16 (GPU)")
+    mixed_precision: bool = setting(
+        FLAG, False, help="compute in float16 on a GPU, in bfloat16 on a CPU"
+    )
 
     def __post_init__(self):
         check_settings(self)

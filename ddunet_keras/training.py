@@ -256,12 +256,20 @@ def _build_model(config, recipe, steps):
         config.network,
         (*recipe.image_size, 3),
         config.num_classes,
-        dtype="mixed_float16" if config.mixed_precision else "float32",
+        dtype=_mixed_policy() if config.mixed_precision else "float32",
         **options,
     )
     model.compile(**compile_arguments(recipe, model, steps, recipe.epochs))
     build_training(model)
     return model
+
+
+def _mixed_policy():
+    """float16 on a GPU; CPUs and TPUs compute bfloat16."""
+    if keras.backend.backend() == "torch":  # which Keras lists no devices of
+        return "mixed_float16"
+    on_gpu = any(device.startswith("gpu") for device in keras.distribution.list_devices())
+    return "mixed_float16" if on_gpu else "mixed_bfloat16"
 
 
 def build_training(model: SegmentationNetwork) -> None:

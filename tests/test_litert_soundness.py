@@ -282,14 +282,21 @@ def test_a_float_inside_and_a_foreign_operator_are_no_int8_file():
 
 
 @pytest.mark.parametrize(
-    "kind, length, sound", [("INT8", 511, True), ("INT8", 512, False), ("FLOAT32", 512, True)]
+    "kind, length, sound",
+    [
+        ("INT8", 511, True),
+        ("INT8", 512, False),
+        ("INT16", 4095, True),
+        ("INT16", 4096, False),
+        ("FLOAT32", 4096, True),
+    ],
 )
-def test_an_int8_softmax_over_many_values_ends_the_process(kind, length, sound):
+def test_a_softmax_over_many_values_ends_the_process(kind, length, sound):
     shape = [1, 1, 4, length]
     output = SimpleNamespace(type=getattr(schema.TensorType, kind))
     node = SimpleNamespace(shape=lambda number: shape, output=output)
     if sound:
         assert softmax(node) == [shape]
         return
-    with pytest.raises(TFLiteError, match="over 512 values; int8 kernels take up to 511"):
+    with pytest.raises(TFLiteError, match=f"over {length} values; {kind.lower()} kernels take"):
         softmax(node)

@@ -23,7 +23,7 @@ from ddunet_keras.deploy.export import with_label_file, write_c_array
 from ddunet_keras.deploy.graph import build_graph, check_graph
 from ddunet_keras.deploy.layer_errors import compare_layers, layers_to_markdown
 from ddunet_keras.deploy.network_graph import build_network_graph, check_network_graph
-from ddunet_keras.deploy.passes import fuse_relus, passes_for
+from ddunet_keras.deploy.passes import fuse_relus, passes_for, widen_softmaxes
 from ddunet_keras.deploy.qat import trained_weights
 from ddunet_keras.deploy.ranges import tensor_ranges
 from ddunet_keras.deploy.tensorflow_converter import convert_graph, quantize_with_ranges
@@ -110,8 +110,7 @@ def convert(
 
     Raises:
         ConversionError: a check did not hold; its `verification` says which and where.
-        TFLiteError: `config.ram` is less than can be reached, or int8 kernels cannot run the
-            network, as CloudU-Netv2.
+        TFLiteError: `config.ram` is less than can be reached.
         ValueError: `out` or the photos do not fit.
         WriteError: nothing can be written at `out` or `config.c_array`; found before the work.
     """
@@ -253,6 +252,7 @@ def quantized_model(float_data, images, config: ConversionConfig):
     ranges = tensor_ranges(float_data, images)
     float_model = read_tflite(float_data)
     int8_model = read_tflite(quantize_with_ranges(float_model, ranges, config.io))
+    widen_softmaxes(int8_model)
     few = evenly_spaced(images, STATISTICS_PHOTOS)
     correct_biases(int8_model, float_model, float_data, few)
     center_threshold(int8_model)

@@ -2,7 +2,8 @@
 
 Each works on the parsed model and gives it, or another, back. What the model computes stays the
 same, bit for bit, which `ddunet_keras.deploy.verify` proves on the reference kernels. `fuse_relus`
-is none of `PASSES`: it comes before that comparison, as it changes what XNNPACK rounds.
+and `widen_softmaxes` are none of `PASSES`: they come before that comparison, as the one changes
+what XNNPACK rounds, and without the other nothing runs.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from ddunet_keras.litert.cost import CORES
 from ddunet_keras.litert.dilation import plain_depthwise
 from ddunet_keras.litert.esp_nn import ESP32_S3
 from ddunet_keras.litert.memory import HOST
-from ddunet_keras.litert.model import add_constant, operator_name
+from ddunet_keras.litert.model import add_constant, add_operator, add_tensor, operator_name
 from ddunet_keras.litert.schedule import fit_memory
+from ddunet_keras.litert.shapes import MAX_SOFTMAX
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,28 @@ def fuse_relus(model) -> None:
         operator.builtinOptionsType = schema.BuiltinOptions.AddOptions
         operator.builtinOptions = schema.AddOptionsT()
         operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
+
+
+def widen_softmaxes(model) -> None:
+    """Gives each SOFTMAX over more values than int8 kernels take an output of int16, in place.
+
+    x ── SOFTMAX ── y     becomes     x ── SOFTMAX ── int16 ── QUANTIZE ── y
+    """
+    (graph,) = model.subgraphs
+    for place, operator in reversed(list(enumerate(graph.operators))):
+        if operator_name(model, operator) != "SOFTMAX":
+            continue
+        (result,) = operator.outputs
+        shape = graph.tensors[result].shape
+        if shape[-1] <= MAX_SOFTMAX["int8"]:
+            continue
+        wide = add_tensor(graph, result, shape)
+        quantization = schema.QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = [2.0**-16], [-(2**15)]  # as LiteRT asks
+        graph.tensors[wide].type = schema.TensorType.INT16
+        graph.tensors[wide].quantization = quantization
+        operator.outputs = [wide]
+        graph.operators.insert(place + 1, add_operator(model, "QUANTIZE", [wide], [result]))
 
 
 def _fit_memory(model, config):

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ddunet_keras.litert.model import require
+from ddunet_keras.litert.model import dtype_name, require
 from ddunet_keras.litert.nodes import Node
 
 MAX_STRIDE = 2**14
@@ -22,9 +22,9 @@ large as a row is wide where neighbouring columns are merged."""
 MAX_SIDE = 2**16
 """More rows or columns than any operator adds or cuts off."""
 
-MAX_SOFTMAX = 511
-"""Most values of an int8 softmax: where 512 are alike, kernels shift by 32 bits and end the
-process."""
+MAX_SOFTMAX = {"int8": 511, "int16": 4095}
+"""Most values of a softmax by the type of its output: where 512 are alike, kernels shift those of
+int8 by 32 bits and end the process; the sum of 4,096 overflows."""
 
 
 def same(node: Node) -> list[list[int]]:
@@ -63,10 +63,10 @@ def _block_and_ends(node):
 
 
 def softmax(node: Node) -> list[list[int]]:
-    shape = node.shape(0)
-    if node.output.type == schema.TensorType.INT8:
-        fits = shape[-1] <= MAX_SOFTMAX
-        require(fits, f"it is over {shape[-1]} values; int8 kernels take up to {MAX_SOFTMAX}")
+    shape, kind = node.shape(0), dtype_name(node.output)
+    if kind in MAX_SOFTMAX:
+        most = MAX_SOFTMAX[kind]
+        require(shape[-1] <= most, f"it is over {shape[-1]} values; {kind} kernels take {most}")
     return [shape]
 
 

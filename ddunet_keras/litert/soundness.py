@@ -110,6 +110,7 @@ _QUANTIZATIONS = (
     "uint8 -> int8",
     "int8 -> uint8",
     "int8 -> int8",
+    "int16 -> int8",
     "float32 -> int8",
     "float32 -> uint8",
 )
@@ -176,7 +177,7 @@ RULES = {
     ),
     "SLICE": Rule(_WITH_LISTS, shapes.cut, scales="same"),
     "SPACE_TO_BATCH_ND": Rule(_WITH_LISTS, shapes.space_to_batch, rank=4, scales="same"),
-    "SOFTMAX": Rule(_UNARY, shapes.softmax, options="SoftmaxOptions"),
+    "SOFTMAX": Rule((*_UNARY, "int8 -> int16"), shapes.softmax, options="SoftmaxOptions"),
     "SPLIT": Rule(
         _each("int32 T -> T..", *_NUMBERS),
         shapes.split,
@@ -316,7 +317,7 @@ def _check_scales(node, rule):
     weights = node.operator.inputs[1] if node.kind.endswith("CONV_2D") else None
     scales: dict[int, float] = {}
     for index, tensor in node.tensors():
-        if dtype_name(tensor) not in ("int8", "uint8"):
+        if dtype_name(tensor) not in ("int8", "uint8", "int16"):
             continue
         quantization = tensor.quantization
         if quantization is None or quantization.scale is None:
@@ -374,6 +375,8 @@ def _check_memory(graph):
 def check_int8(model: schema.ModelT, io: str = "int8") -> None:
     """Checks that a file is what was asked for: int8 throughout, built-in operators, fixed shapes.
 
+    Integers of 16 and 32 bits between the operators are let through.
+
     Args:
         model: as `read_tflite` gives it.
         io: the type that input and output shall have: "int8", "uint8" or "float32". An output of
@@ -390,7 +393,7 @@ def check_int8(model: schema.ModelT, io: str = "int8") -> None:
     """
     require(len(model.subgraphs) == 1, f"it has {len(model.subgraphs)} subgraphs, not one")
     (graph,) = model.subgraphs
-    inside = {"int8", "int32", "bool"} | ({"uint8"} if io == "uint8" else set())
+    inside = {"int8", "int16", "int32", "bool"} | ({"uint8"} if io == "uint8" else set())
     for index, tensor in enumerate(graph.tensors):
         name, kind = tensor_name(tensor) or f"tensor {index}", dtype_name(tensor)
         if index in graph.inputs or index in graph.outputs:
