@@ -74,6 +74,7 @@ def made_up():
         "titles": {name: about.title for name, about in compare.CANDIDATES.items()},
         "paper_parameters": {name: about.paper for name, about in compare.CANDIDATES.items()},
         "own_learning_rates": {"unet": 1e-4},
+        "mixed_precision": ["unet"],
         "runs": [
             made_up_run("unet", 0, 0.91, refused="the masks agree with the float model's"),
             *(made_up_run("ddunet_c8", seed, 0.90 + 0.01 * seed) for seed in (0, 1, 2)),
@@ -111,6 +112,7 @@ def test_the_tables_say_what_the_results_hold(made_up):
     assert cells == ["93.0", "81.0", "95.1", "87.2", "", "", "75.0"]
     assert text.index("| DDUNet, 8 channels |") < text.index("| U-Net |")
     assert "U-Net is trained with a learning rate of 0.0001." in text
+    assert "Trained in mixed precision: U-Net." in text
     assert "| pspnet | 0 | the training failed (why) |" in text
 
 

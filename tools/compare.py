@@ -137,6 +137,11 @@ class Comparison:
         }
 
 
+def is_large(name: str) -> bool:
+    """Whether a network is trained in mixed precision."""
+    return CANDIDATES[name].parameters > LARGE
+
+
 # === The steps of a run ===
 
 
@@ -155,7 +160,7 @@ def train_run(config: Comparison, name: str, seed: int, folder: Path) -> dict[st
         "epochs": config.epochs,
         "protocol": "date",
         "learning_rate": LEARNING_RATES.get(name),
-        "mixed_precision": candidate.parameters > LARGE or None,
+        "mixed_precision": is_large(name) or None,
     }
     given = {key: value for key, value in settings.items() if value is not None}
     record = folder / "run.json"
@@ -265,6 +270,7 @@ def compare(config: Comparison) -> dict[str, Any]:
         "own_learning_rates": {
             name: rate for name, rate in LEARNING_RATES.items() if name in config.networks
         },
+        "mixed_precision": [name for name in config.networks if is_large(name)],
         "runs": runs,
         "failures": failures,
         "milliseconds": {},

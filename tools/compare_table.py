@@ -84,7 +84,7 @@ def comparison_markdown(result: dict[str, Any]) -> str:
         "the splits. "
         "Accuracy, F and MIoU: means over images, F of mean precision and mean recall; scored at "
         "the masks' own size.",
-        *own_learning_rates(result),
+        *trained_otherwise(result),
     ]
     if result["runs"]:
         parts += ["## Test days", accuracy_table(result, data)]
@@ -112,12 +112,17 @@ PAPER_NOTE = (
 )
 
 
-def own_learning_rates(result: dict) -> list[str]:
+def trained_otherwise(result: dict) -> list[str]:
     """What was not trained alike, a line each."""
-    return [
-        f"{result['titles'][name]} is trained with a learning rate of {rate:g}."
+    titles = result["titles"]
+    lines = [
+        f"{titles[name]} is trained with a learning rate of {rate:g}."
         for name, rate in result["own_learning_rates"].items()
     ]
+    if result["mixed_precision"]:
+        named = ", ".join(titles[name] for name in result["mixed_precision"])
+        lines.append(f"Trained in mixed precision: {named}.")
+    return lines
 
 
 def accuracy_table(result: dict, data: str) -> str:
