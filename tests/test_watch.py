@@ -1,6 +1,7 @@
 """The service that watches a camera: each new frame once, whatever goes wrong meanwhile."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import watched
 from marks import slow_case
+from PIL import Image
 from watched import SkyModel, black_frame, encode, frame, put
 
+from ddunet_keras.camera import watchdog
 from ddunet_keras.camera.config import WatchConfig
 from ddunet_keras.camera.notices import Notices
 from ddunet_keras.camera.records import FIELDS, describe
 from ddunet_keras.camera.safety import SafetyConfig, SafetyMonitor
+from ddunet_keras.camera.safety_file import SafetyFile
 from ddunet_keras.camera.sources import SETTLED
 from ddunet_keras.camera.watch import Clock, Watch
 from ddunet_keras.cli import main
@@ -58,12 +62,13 @@ class Camera:
         self.watch = None
         self.settings = {}
         self.monitor = None
+        self.model = SkyModel()
 
     def start(self):
         config = WatchConfig(self.source, out=self.out, **self.settings)
         self.watch = Watch(
             config,
-            SkyModel(),
+            self.model,
             Notices(self.said.append),
             monitor=self.monitor,
             clock=self.hand.clock(),
@@ -225,6 +230,64 @@ def test_the_backlog_is_measured_behind_what_is_new(camera):
     assert not (camera.out / "state.json").exists()  # none is of now
 
 
+def test_the_newest_frame_counts_even_if_it_is_of_the_backlog(camera):
+    camera.settings = {"backlog": True}
+    camera.put("0.jpg", frame(0))
+    camera.hand.sleep(10)
+    camera.put("1.jpg", frame(1)[:900])
+    camera.hand.sleep(86_400)
+    camera.start()
+    assert camera.watch.once()["reason"].startswith("unreadable")
+
+
+def test_old_frames_that_come_later_wait_behind_what_is_new(camera):
+    camera.settings = {"backlog": True}
+    camera.start().poll()
+    now = camera.hand.now
+    for number in range(3):  # a card is copied into the folder
+        camera.hand.now = now - 86_400 + number
+        camera.put(f"old{number}.jpg", frame(number))
+    camera.hand.now = now
+    camera.put("new.jpg", frame(9))
+    assert list(by_name(camera.poll().rows())) == ["new.jpg"]
+    camera.watch.once()
+    rows = by_name(camera.rows())
+    assert len(rows) == 4 and all(row["usable"] for row in rows.values())
+
+
+def test_a_frame_whose_end_is_still_empty_is_waited_for(camera):
+    bitmap = io.BytesIO()
+    Image.open(io.BytesIO(frame(1))).save(bitmap, "BMP")
+    content = bitmap.getvalue()
+    camera.start().poll()
+    camera.put("a.bmp", content[:4000] + bytes(len(content) - 4000))
+    assert camera.poll().rows() == []
+    camera.put("a.bmp", content)
+    (record,) = camera.poll().rows()
+    assert record["usable"]
+    camera.put("b.bmp", content[:4000] + bytes(len(content) - 4000))  # which it may be, in truth
+    assert len(camera.poll().rows()) == 1
+    assert len(camera.poll(SETTLED + 1).rows()) == 2
+
+
+def test_a_frame_that_is_whole_before_its_turn_is_read(camera):
+    class SlowModel(SkyModel):
+        def segment(self, *arguments, **options):
+            camera.hand.sleep(SETTLED)
+            if (camera.folder / "c.jpg").stat().st_size < 1000:
+                camera.put("c.jpg", whole)
+            return super().segment(*arguments, **options)
+
+    whole = frame(3)
+    camera.model = SlowModel()
+    camera.start().poll()
+    camera.put("a.jpg", frame(1))
+    camera.put("b.jpg", frame(2))
+    camera.put("c.jpg", whole[:900])
+    rows = by_name(camera.poll().rows())
+    assert all(row["usable"] for row in rows.values()) and len(rows) == 3
+
+
 def test_a_half_written_frame_is_waited_for(camera):
     camera.start().poll()
     content = frame(1)
@@ -375,6 +438,69 @@ def test_safe_turns_unsafe_without_a_frame(camera):
     camera.watch.tick()
     assert camera.state()["safe"] is False
     assert [row["safe"] for row in camera.poll().rows()] == [True, False]
+
+
+def test_the_state_is_unsafe_when_the_service_has_ended(camera):
+    config = SafetyConfig(enabled=True, open_delay=0, max_age=60, min_confidence=0)
+    camera.monitor = SafetyMonitor(config)
+    camera.start().poll()
+    camera.put("a.jpg", frame(1, brightness=60))
+    camera.poll()
+    written = (camera.out / "state.json").read_text()
+    assert camera.state()["safe"] is True
+    camera.stop()
+    assert camera.state()["safe"] is False
+    assert camera.state()["safe_reason"] == "the service has ended"
+    (camera.out / "state.json").write_text(written)  # as if it had been killed
+    camera.monitor = SafetyMonitor(config)
+    camera.start()
+    assert camera.state()["safe"] is False
+
+
+def test_a_service_that_hangs_is_unsafe(tmp_path, monkeypatch):
+    """In a source that neither answers nor gives up."""
+    monkeypatch.setattr(watchdog, "SILENCE", 0.2)
+    safety = SafetyConfig(enabled=True, open_delay=0, min_confidence=0)
+    file = SafetyFile(tmp_path / "safe.txt", lambda topic, message: None)
+    put(tmp_path / "frames" / "a.jpg", frame(1, brightness=60))
+    said = []
+    watch = Watch(
+        WatchConfig(tmp_path / "frames", out=tmp_path / "out", interval=0.5),
+        SkyModel(),
+        Notices(said.append),
+        monitor=SafetyMonitor(safety),
+        publishers=[file],
+    )
+    looks = []
+
+    class Ended(Exception):
+        pass
+
+    def hangs():
+        looks.append(file.path.read_text().splitlines()[0])
+        if len(looks) == 1:
+            wait_until(lambda: "CLOSED" in file.path.read_text())
+            return []
+        raise Ended
+
+    first = watch.poll
+    first()
+    assert "OPEN" in file.path.read_text()
+    monkeypatch.setattr(watch._source, "poll", hangs)
+    with pytest.raises(Ended):
+        watch.run()
+    watch.close()
+    # after it has answered again, the delay before it opens has to pass anew
+    assert looks == ["Roof Status: OPEN", "Roof Status: CLOSED"]
+    assert said[0] == "service: hangs for more than 0.2 s, which is unsafe"
+    assert read_json(tmp_path / "out" / "state.json")["safe"] is False
+
+
+def wait_until(condition):
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("fault", ["folder", "frozen", "black", "broken", "clock", "silent"])
@@ -660,7 +786,8 @@ def test_once_takes_what_is_new_and_tells_by_its_exit_code(tmp_path, tiny_model,
     folder = tmp_path / "frames"
     folder.mkdir()
     command = ["watch", str(folder), "--out", str(tmp_path / "out"), "--model", str(tiny_model)]
-    assert main([*command, "--once"]) == 0
+    assert main([*command, "--once"]) == 2
+    assert "there is no frame yet" in capsys.readouterr().err
     put(folder / "a.jpg", frame(1))
     assert main([*command, "--once"]) == 0
     assert "a.jpg: " in capsys.readouterr().out
@@ -706,6 +833,7 @@ def test_what_cannot_be_used_ends_in_one_line(
     [
         ("[alpaca]\nenabled = true", "enabled = true in [safety]"),
         ("[safety]\nenabled = true\nzone = 'zenith:30'", "'zenith:30' is not measured"),
+        ("[safety]\ntext_file = 'safe.txt'", "text_file needs enabled = true"),
     ],
 )
 def test_settings_that_do_not_go_together_end_in_one_line(tmp_path, capsys, sections, message):

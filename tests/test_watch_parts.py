@@ -403,6 +403,24 @@ def test_a_row_that_was_half_written_is_written_once(tmp_path):
     assert [row.split(",")[2] for row in rows.read_text().splitlines()] == ["frame", "1", "2", "3"]
 
 
+def test_a_stop_right_behind_the_commit_doubles_no_row(tmp_path, monkeypatch):
+    log = Log(tmp_path)
+    commit = log._commit
+
+    def commit_and_stop(entry):
+        commit(entry)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(log, "_commit", commit_and_stop)
+    log.add(record(1), ("", "1"))
+    with pytest.raises(KeyboardInterrupt):
+        log.flush()
+    monkeypatch.undo()
+    log.flush()  # as the service does when it ends
+    log.close()
+    assert len((tmp_path / "log" / "2026-06-01.jsonl").read_text().splitlines()) == 1
+
+
 def test_half_a_line_after_a_power_cut_is_dropped(tmp_path):
     with contextlib.closing(Log(tmp_path)) as log:
         log.add(record(1))

@@ -117,8 +117,13 @@ class Log:
         try:
             self._write_pending()
             while self._queue:
-                self._commit(self._queue[0])
-                self._queue.popleft()
+                # not in the queue any more when it is committed: an interruption may come just then
+                entry = self._queue.popleft()
+                try:
+                    self._commit(entry)
+                except (OSError, sqlite3.Error, WriteError):
+                    self._queue.appendleft(entry)
+                    raise
                 self._write_pending()
         except (OSError, sqlite3.Error, WriteError) as error:
             raise self._failed(error) from None

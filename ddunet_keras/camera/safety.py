@@ -154,11 +154,11 @@ since=1780351200.0)
         passed = now if monotonic is None else monotonic
         was_safe = self._safe
         if now < self._now - CLOCK_STEP:
-            self._fail("the clock went back")
+            self.begin_anew("the clock went back")
             self._frame_time = -math.inf
         else:
             if self._fresh_at is not None and now - self._fresh_at > self.config.max_age:
-                self._fail(f"no frame for more than {self.config.max_age:g} s")
+                self.begin_anew(f"no frame for more than {self.config.max_age:g} s")
             if record is not None:
                 self._take(record, now, passed)
             elif self._cloudy_since is not None:
@@ -168,7 +168,7 @@ since=1780351200.0)
             self._since = now
         return SafetyState(self._safe, self._reason, self._since)
 
-    def _fail(self, reason: str) -> None:
+    def begin_anew(self, reason: str) -> None:
         """Unsafe, as something is unknown. What was counted starts anew."""
         self._safe = False
         self._reason = reason
@@ -180,7 +180,7 @@ since=1780351200.0)
             time = self._time_of(record, now)
             percent = self._percent_of(record)
         except _Unknown as unknown:
-            self._fail(str(unknown))
+            self.begin_anew(str(unknown))
             return
         self._frame_time = time
         self._fresh_at = min(time, now)  # the camera's clock may be fast

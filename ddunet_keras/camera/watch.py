@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -10,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -26,8 +27,9 @@ from ddunet_keras.camera.records import (
     frame_time,
     new_record,
 )
-from ddunet_keras.camera.safety import SafetyMonitor, SafetyState
+from ddunet_keras.camera.safety import SafetyMonitor
 from ddunet_keras.camera.sources import Frame, open_source
+from ddunet_keras.camera.watchdog import Publisher, Watchdog
 from ddunet_keras.files import (
     DataError,
     UnreadableError,
@@ -53,6 +55,9 @@ THUMBNAIL_SIDE = 160
 TICK = 2.0
 """Seconds between two looks at whether the newest frame has become too old to be safe."""
 
+EMPTY_END = 4096
+"""Bytes of zeros at the end of a file for which it is taken for half written."""
+
 FAULTS = {
     OLD: "are old by their own time; see --max-age, --time-from and --backlog",
     FROZEN: "repeat byte for byte: the camera is frozen",
@@ -60,13 +65,6 @@ FAULTS = {
     MISSING: "no new frame comes",
 }
 """What is said of frames by their reason. Those of the sky, such as black, are no fault."""
-
-
-class Publisher(Protocol):
-    """Tells others of each record and of whether it is safe; neither waits nor raises."""
-
-    def publish(self, record: Mapping[str, Any] | None, state: SafetyState | None) -> None:
-        """Takes a new record, or None when some seconds have gone by."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Watch:
         self._notify = notify
         self._report = report
         self._monitor = monitor
-        self._publishers = tuple(publishers)
+        self._told = Watchdog(publishers, notify)
         self._zones = config.zone or ()
         self._measure = Measure(model, config.threshold, config.horizon, self._zones)
         self._reading = ReadOptions(config.bayer, config.channel_order)
@@ -137,8 +135,9 @@ class Watch:
         remove_partial_files(config.out)
 
         self._has_begun = False
-        self._backlog: deque[Frame] = deque()  # those that were there before this process
+        self._backlog: deque[Frame] = deque()  # those that are old
         self._half_written: list[Frame] = []
+        self._last: Mapping[str, Any] | None = None  # of this process, live or not
         self._newest = _read_state(config.out / STATE)
         self._is_silent = str(self._newest.get("reason")).startswith(MISSING)
         self._heard_at = self._clock.monotonic()  # when the last new frame came
@@ -146,22 +145,33 @@ class Watch:
         if monitor is not None:
             self._silence_limit = min(self._silence_limit, monitor.config.max_age)
         self._thumbnail_days: list[str] = []
+        self._write_safety(_told(self._safety(None)))
+
+    @property
+    def source_name(self) -> str:
+        """Folder, file or address, without a password."""
+        return self._source.name
 
     def run(self) -> None:
         """Watches for ever. An exception ends it at any point, without a row lost or doubled."""
-        while True:
-            next_poll = self._clock.monotonic() + self.config.interval
-            self.poll()
-            while self._clock.monotonic() < next_poll:
-                self.tick()
-                until = min(self._clock.monotonic() + TICK, next_poll)
-                while self._backlog and self._clock.monotonic() < until:
-                    self._take(self._backlog.popleft(), is_live=False)
-                self._clock.sleep(max(until - self._clock.monotonic(), 0))
+        with contextlib.nullcontext() if self._monitor is None else self._told:
+            while True:
+                self._watch_once()
+
+    def _watch_once(self):
+        """Looks for new frames; until the next look, tells the state and takes old frames."""
+        next_poll = self._clock.monotonic() + self.config.interval
+        self.poll()
+        while self._clock.monotonic() < next_poll:
+            self.tick()
+            until = min(self._clock.monotonic() + TICK, next_poll)
+            while self._backlog and self._clock.monotonic() < until:
+                self._take(self._backlog.popleft(), is_live=False)
+            self._clock.sleep(max(until - self._clock.monotonic(), 0))
 
     def once(self) -> Mapping[str, Any] | None:
-        """Takes all frames that are new, waits for half-written ones, and returns the newest
-        record; None if there never was one."""
+        """Takes all frames that are new, waits for half-written ones, and returns the record of
+        the newest; of an earlier call, if none is new; None if there never was one."""
         self.poll()
         while self._half_written:
             self._clock.sleep(1)
@@ -172,7 +182,7 @@ class Watch:
         if newest and age_of(newest, self._clock.now()) > self.config.max_age:
             self._say_of_frames(self._source.silence)
             self._record_silence(self._source.silence)
-        return self._newest or None
+        return self._last or self._newest or None
 
     def poll(self) -> None:
         """Takes what is new, once."""
@@ -189,15 +199,13 @@ class Watch:
     def tick(self) -> None:
         """Tells the monitor and the publishers that time has gone by."""
         state = self._safety(None)
-        told = _told(state)
-        if self._newest and self._newest.get("safe") != told["safe"]:
-            self._newest |= told
-            self._write_state()
-        for publisher in self._publishers:
-            publisher.publish(None, state)
+        self._write_safety(_told(state))
+        self._told.publish(None, state)
 
     def close(self) -> None:
         """Writes what waits, and lets another process use the folder. Publishers are left open."""
+        if self._monitor is not None:
+            self._write_safety({"safe": False, "safe_reason": "the service has ended"})
         self._flush()
         self._log.close()
 
@@ -234,8 +242,12 @@ class Watch:
         if self._log.is_known(frame.key):
             return  # its folder was away, and it was found a second time
         start = self._clock.monotonic()
+        if not frame.look(start):
+            return
         try:
             content = frame.read()
+            if _ends_empty(content) and not frame.is_settled(start):
+                raise UnreadableError(f"{frame.name}: is being written")
             photo, digest, reason = self._look_at(content)
         except UnreadableError as error:
             if not frame.is_settled(start):
@@ -247,9 +259,10 @@ class Watch:
 
         record = self._new_record(frame, photo)
         is_old = age_of(record, self._clock.now()) > self.config.max_age
-        if is_old and self.config.backlog:
-            is_live = False
-        elif is_old:
+        if is_old and is_live and self.config.backlog:
+            self._backlog.append(frame)
+            return
+        if is_old and not self.config.backlog:
             reason = reason or OLD
         result = None
         if reason is None:
@@ -318,12 +331,12 @@ class Watch:
             self._is_silent = False
             state = self._safety(record)
             record |= _told(state)
-            for publisher in self._publishers:
-                publisher.publish(record, state)
+            self._told.publish(record, state)
         if result is not None:
             record["thumbnail"] = self._write_pictures(record, result, is_live)
         self._log.add(record, key, digest)
         self._flush()
+        self._last = dict(record)
         if is_live:
             self._newest = dict(record)
             self._write_state()
@@ -332,6 +345,9 @@ class Watch:
     def _safety(self, record):
         if self._monitor is None:
             return None
+        if self._told.was_silent:
+            self._told.was_silent = False
+            self._monitor.begin_anew("the service hung")
         return self._monitor.update(record, self._clock.now(), self._clock.monotonic())
 
     # files ----------------------------------------------------------------------------------------
@@ -351,6 +367,12 @@ class Watch:
             self._notify(STATE, _disk_fault(error))
         else:
             self._notify(STATE, None)
+
+    def _write_safety(self, told):
+        """Brings what `state.json` says of safety up to date."""
+        if self._newest and self._newest.get("safe") != told["safe"]:
+            self._newest |= told
+            self._write_state()
 
     def _write_pictures(self, record, result: Segmentation, is_live: bool) -> str | None:
         """Writes the overlay of the newest frame, and a thumbnail; its path in the folder."""
@@ -386,6 +408,14 @@ class Watch:
         for old in set(days) - set(self._thumbnail_days):
             shutil.rmtree(folder / old, ignore_errors=True)
         return day in self._thumbnail_days
+
+
+def _ends_empty(content):
+    """Whether a file's end is zeros: a program may give it its size first, and then write it.
+
+    FITS fills its last block of 2,880 bytes with zeros.
+    """
+    return not any(content[-EMPTY_END:])
 
 
 def _is_day(name):

@@ -60,7 +60,10 @@ def run_watch(arguments: argparse.Namespace) -> int:
         watch = Watch(config, model, notify, report, monitor, publishers)
         opened.callback(watch.close)
         if arguments.once:
-            return _exit_code(watch.once())
+            record = watch.once()
+            if record is None:
+                raise DataError(f"{watch.source_name}: there is no frame yet")
+            return _exit_code(record)
         log(_describe_service(config, others))
         watch.run()
     return 0
@@ -91,6 +94,8 @@ def _check_together(config, others, once):
     if others["alpaca"].enabled and not others["safety"].enabled:
         raise DataError("[alpaca] tells whether it is safe: set enabled = true in [safety], too")
     text_file = others["safety"].text_file
+    if text_file is not None and not others["safety"].enabled:
+        raise DataError("[safety] text_file needs enabled = true there")
     if text_file is not None and not text_file.parent.is_dir():  # or a share that is not mounted
         raise DataError(f"[safety] text_file: there is no folder {text_file.parent}")
     zone = others["safety"].zone
@@ -132,7 +137,7 @@ def _print(record):
 
 
 def _exit_code(record):
-    if record is None or record["usable"]:
+    if record["usable"]:
         return 0
     return 2 if record["reason"].startswith((MISSING, UNREADABLE)) else UNUSABLE
 
