@@ -68,8 +68,8 @@ def benchmark(
         "cameras": one row for each preset, camera, dtype and size, as `score_camera` gives it.
 
     Raises:
-        DataError: no model is there, none was trained on a data set like one of these, or neither a
-            data set nor a camera is given.
+        DataError: no model is there, two have one name, none was trained on a data set like one of
+            these, or neither a data set nor a camera is given.
     """
     say = progress or (lambda line: None)
     runs = sorted(Path(weights).glob("*/run.json")) + [Path(run) / "run.json" for run in trained]
@@ -77,6 +77,10 @@ def benchmark(
         raise DataError("nothing to score on: give the folder of a data set or of a camera")
     if not runs:
         raise DataError(f"{weights}: holds no models; benchmark needs a clone of the repository")
+    names = [path.parent.resolve().name for path in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{name}: two models have this name; rename one's folder")
     rows: list[dict] = []
     camera_rows: list[dict] = []
     segmenters: dict[str, Segmenter] = {}
@@ -132,7 +136,7 @@ class _Shipped:
 
     def forms(self, shape):
         """What is scored at a size: dtype, what predicts, and what it costs."""
-        forms = [("float32", self.model.resized((*shape, 3)), {})]
+        forms = [("float32", self.model.resized((*shape, 3), dtype="float32"), {})]
         if shape in self.int8:
             file, segmenter = self.int8[shape]
             forms.append(("int8", segmenter, {"file": self.label(file), **_costs(file)}))

@@ -49,6 +49,9 @@ def as_photo(image: ArrayLike) -> np.ndarray:
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """Resizes uint8 (h, w, 3) to `size` = (height, width): bilinear, averaging when it shrinks.
 
+    Columns first, then rows, with 8 bits between, as the programs for devices do. Left to itself,
+    Pillow takes some tall images the other way round, from one of its versions on.
+
     Example:
 
     >>> resize_image(np.zeros((4, 6, 3), np.uint8), (2, 3)).shape
@@ -57,7 +60,8 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     height, width = size
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    narrow = Image.fromarray(image).resize((width, len(image)), Image.Resampling.BILINEAR)
+    return np.asarray(narrow.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddunet_keras import write_synthetic
 from ddunet_keras.files import DataError
+from ddunet_keras.litert.child import ChildError
 from ddunet_keras.networks.architectures import NETWORKS
 
 
@@ -209,7 +210,15 @@ def test_all_networks_are_candidates_and_the_large_have_one_seed(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("options", [["--networks", "vgg"], ["--whole-sky", "missing"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--networks", "vgg"],
+        ["--whole-sky", "missing"],
+        ["--cameras", "skies"],  # named as the data set is
+        ["--seeds", "0", "0"],
+    ],
+)
 def test_bad_input_is_one_line(options, tmp_path, capsys):
     skies = write_synthetic(tmp_path / "skies", 2, (32, 32))
     with pytest.raises(SystemExit) as stop:
@@ -255,11 +264,37 @@ def test_networks_are_trained_scored_and_converted_once(tmp_path, capfd):
     assert table == comparison_markdown(result)
     assert "| CloudSegNet | 4,929 |" in table and "dome: accuracy" in table
 
-    # another size does not mix with what is there
+    # another data set or size does not mix with what is there
+    (tmp_path / "skies").rename(tmp_path / "others")
+    others = [str(tmp_path / "others"), *arguments[1:]]
+    assert compare.main([*others, "cloudsegnet"]) == 1
+    assert "was trained with data='skies', not 'others'" in capfd.readouterr().out
+    (tmp_path / "others").rename(tmp_path / "skies")
     capfd.readouterr()
     arguments[arguments.index("32")] = "48"
     assert compare.main([*arguments, "cloudsegnet"]) == 1
     assert "was trained with image_size=[32, 32], not [48, 48]" in capfd.readouterr().out
+
+
+def test_a_conversion_that_ends_costs_no_accuracy(tmp_path, monkeypatch):
+    write_synthetic(tmp_path / "skies", 2, (32, 32))
+    trained = {"parameters": 4929, "seconds": 1.0, "finished": "now"}
+    trained["settings"] = {"learning_rate": 3e-3}
+    scores = made_up_run("cloudsegnet", 0, 0.9, refused="it")
+
+    def step(function, *arguments, timeout):
+        if function is compare.convert_run:
+            raise ChildError("stopped after 21600 seconds")
+        return {name: scores[name] for name in ("rows", "cameras")}, None
+
+    monkeypatch.setattr(compare, "train_run", lambda *arguments: trained)
+    monkeypatch.setattr(compare, "in_child", step)
+    (tmp_path / "out" / "cloudsegnet_0").mkdir(parents=True)
+    config = settings_of(tmp_path, networks=("cloudsegnet",), seeds=(0,))
+    (run,) = compare.compare(config)["runs"]
+    assert run["rows"] and run["macs"] is None
+    assert run["int8"]["tflm"]["refused"] == "stopped after 21600 seconds"
+    assert "| CloudSegNet | 4,929 |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_a_training_that_fails_is_named(tmp_path, monkeypatch):

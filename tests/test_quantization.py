@@ -150,6 +150,28 @@ def test_the_converter_keeps_every_range(form):
     assert compared > 100
 
 
+def test_a_feature_map_keeps_its_values_beside_its_maximum():
+    """As in an attention to places, which joins the mean and the maximum over the channels."""
+    image = keras.Input(batch_shape=(1, *SIZE, 3))
+    start = keras.initializers.RandomNormal(stddev=0.004, seed=0)
+    x = keras.layers.Conv2D(8, 3, padding="same", kernel_initializer=start)(image)
+    both = [keras.ops.mean(x, -1, keepdims=True), keras.ops.max(x, -1, keepdims=True)]
+    where = keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")(
+        keras.layers.Concatenate()(both)
+    )
+    model = keras.Model(image, keras.layers.Conv2D(1, 1, activation="sigmoid")(x * where))
+    data = convert_graph(model)
+    _, (maximum,) = operators(data, "REDUCE_MAX")
+    ranges = tensor_ranges(data, photos())
+    low = min(value(maximum.inputs[0]).min() for value in run_float(data, photos()))
+    assert low < 0.5 * ranges[maximum.inputs[0]][1] * -1  # else there is nothing to clip
+    assert ranges[maximum.inputs[0]][0] <= 0.9 * low
+    config = ConversionConfig(SIZE)
+    raw, *_ = run(write_tflite(quantized_model(data, photos(), config)), pixels())
+    expected = np.concatenate([np.array(model(p[None].astype("float32"))) for p in pixels()])
+    assert np.abs((raw + 128.0) / 256 - expected).mean() < 0.01
+
+
 def test_a_file_for_the_cpu_has_what_xnnpack_is_fast_with():
     """No RELU of its own, and a matrix product whose right side has the zero point 0."""
     data = int8_file("cpu")

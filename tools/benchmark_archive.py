@@ -20,6 +20,7 @@ What it printed is in docs/archives.md, under "How fast".
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import tempfile
 import time
@@ -65,13 +66,14 @@ def measure(photos, workers, rounds, repeats, with_dask):
             Table(Path(folder, "table.csv"), archive_settings(PredictOptions())) as table,
         ):
             records = measure_archive(photos, workers=workers, client=client)
-            table.write(next(records))
-            yield  # the interpreters are there
+            for record in itertools.islice(records, workers):
+                table.write(record)
+            yield len(paths) - workers  # the interpreters are there, and as many frames begun
             for record in records:
                 table.write(record)
 
     def at_once(work):
-        yield  # there is nothing to prepare
+        yield len(paths)  # there is nothing to prepare
         in_threads(work)
 
     def predict(segmenter, path):
@@ -91,17 +93,19 @@ def measure(photos, workers, rounds, repeats, with_dask):
             rows["archive, processes"] = lambda: archive(client)
         seconds = dict.fromkeys(rows, math.inf)
         busy = dict.fromkeys(rows, math.inf)
+        counts = {}
         for _ in range(rounds):
             for name, row in rows.items():
                 work = row()
-                next(work)
+                counts[name] = next(work)
                 start = time.perf_counter()
                 busy_start = time.process_time()
                 next(work, None)
                 busy[name] = min(busy[name], time.process_time() - busy_start)
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
-    count = len(paths)
-    return {name: (count / seconds[name], 1000 * busy[name] / count) for name in rows}
+    return {
+        name: (count / seconds[name], 1000 * busy[name] / count) for name, count in counts.items()
+    }
 
 
 def main():

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare_steps import INT8_FILES, convert_run, score_run
+from compare_steps import INT8_FILES, convert_run, not_converted, score_run
 from compare_table import comparison_markdown, plot_comparison
 
 from ddunet_keras.camera_scores import open_camera
@@ -42,7 +42,11 @@ SMALL = 1_000_000
 """Parameters up to which a network is trained on every split."""
 
 LARGE = 10_000_000
-"""Parameters from which a network is trained in mixed precision, which halves its time."""
+"""Parameters from which a network is trained in mixed precision, which halves its time, and its
+conversion is verified on fewer photos."""
+
+LARGE_VERIFY = 2
+"""Photos for that: reference kernels take half a minute for each."""
 
 CHILD_SECONDS = 6 * 3600
 """After which a step is given up: reference kernels are slow on large networks."""
@@ -95,7 +99,8 @@ class Comparison:
     """What is compared, and how.
 
     Raises:
-        ValueError: a network is not known, or there is none, or no seed.
+        ValueError: a network is not known, or there is none, or no seed; or one stands twice, or
+            two folders have one name.
     """
 
     data: Path
@@ -115,6 +120,12 @@ class Comparison:
                 f"networks must be of {', '.join(CANDIDATES)}, and seeds at least one. "
                 f"Received: networks={self.networks}, seeds={self.seeds}"
             )
+        # the tables know folders by their names
+        folders = [self.data, *filter(None, [self.whole_sky]), *self.cameras]
+        for given in (self.networks, self.seeds, [folder.name for folder in folders]):
+            twice = [str(one) for one in given if list(given).count(one) > 1]
+            if twice:
+                raise ValueError(f"{twice[0]} is given twice, or two folders have that name")
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """Network and seed of each training: the first seed of all, the smallest first."""
@@ -149,7 +160,7 @@ def train_run(config: Comparison, name: str, seed: int, folder: Path) -> dict[st
     """Trains, or goes on, by `ddunet train` in a process of its own; returns its record.
 
     Raises:
-        DataError: the training failed, or the folder holds one with other settings.
+        DataError: the training failed, or the folder holds one of other data or settings.
     """
     candidate = CANDIDATES[name]
     settings = {
@@ -166,7 +177,8 @@ def train_run(config: Comparison, name: str, seed: int, folder: Path) -> dict[st
     record = folder / "run.json"
     if record.is_file() and "finished" in read_json(record):
         before = read_json(record)["settings"]
-        for key, value in given.items():
+        before["data"] = Path(before["data"]).name
+        for key, value in {"data": config.data.name, **given}.items():
             if before[key] != value:
                 raise DataError(
                     f"{folder}: was trained with {key}={before[key]!r}, not {value!r}; choose "
@@ -207,11 +219,17 @@ def do_run(config: Comparison, name: str, seed: int) -> dict[str, Any]:
     log(f"{folder.name}: training")
     record = train_run(config, name, seed, folder)
     log(f"{folder.name}: converting")
-    asked: dict[str, Any] = {"size": config.size, "verify": config.verify}
-    arguments: tuple = (folder, config.data, config.size, config.verify)
-    converted = remembered(folder / "converted.json", asked, convert_run, *arguments)
+    verify = min(config.verify, LARGE_VERIFY) if is_large(name) else config.verify
+    asked: dict[str, Any] = {"size": config.size, "verify": verify}
+    asked["trained"] = record["finished"]
+    arguments: tuple = (folder, config.data, config.size, verify)
+    try:
+        converted = remembered(folder / "converted.json", asked, convert_run, *arguments)
+    except ChildError as error:  # its accuracy in float stands all the same
+        log(f"{folder.name}: {first_line(error)}")
+        converted = not_converted(first_line(error))
     log(f"{folder.name}: scoring")
-    asked |= config.describe()
+    asked |= config.describe() | {"int8": converted["int8"]}
     arguments = (folder, config.data, config.whole_sky, config.cameras)
     scores = remembered(folder / "scores.json", asked, score_run, *arguments)
     return {
@@ -321,8 +339,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cameras", nargs="+", type=Path, default=[], metavar="DIR")
     parser.add_argument("--verify", type=int, default=8, help="photos to verify a conversion on")
     options = vars(parser.parse_args(arguments))
-    for key in ("networks", "seeds", "cameras"):
+    for key in ("networks", "seeds"):
         options[key] = tuple(options[key])
+    options["data"] = options["data"].resolve()
+    options["whole_sky"] = options["whole_sky"] and options["whole_sky"].resolve()
+    options["cameras"] = tuple(folder.resolve() for folder in options["cameras"])
     try:
         result = compare(Comparison(**options))
     except ValueError as error:

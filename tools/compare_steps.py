@@ -37,6 +37,16 @@ def convert_run(folder: Path, data: Path, size: int, verify: int) -> dict[str, A
     return {"macs": _count_macs(model, (size, size)), "int8": int8}
 
 
+def not_converted(reason: str) -> dict[str, Any]:
+    """What `convert_run` gives where it failed as a whole."""
+    found = _nothing() | {"refused": reason}
+    return {"macs": None, "int8": dict.fromkeys(INT8_FILES, found)}
+
+
+def _nothing():
+    return dict.fromkeys(("refused", "bytes", "agreement", "least_agreement", "arena"))
+
+
 def _count_macs(model, size):
     from ddunet_keras.deploy.graph import build_graph
     from ddunet_keras.deploy.network_graph import build_network_graph
@@ -52,16 +62,16 @@ def _count_macs(model, size):
 def _convert(model, photos, size, target, out):
     from ddunet_keras.deploy.config import ConversionConfig
     from ddunet_keras.deploy.convert import ConversionError, convert
-    from ddunet_keras.litert.model import TFLiteError
 
-    found = dict.fromkeys(("refused", "bytes", "agreement", "least_agreement", "arena"))
+    found = _nothing()
     out.unlink(missing_ok=True)  # of another conversion, which this one may not repeat
     try:
         result = convert(model, photos, out, ConversionConfig(size, target=target, inspect=False))
     except ConversionError as error:
-        found["refused"] = "; ".join(check.name for check in error.verification.failed)
+        failed = [f"{check.name} ({check.detail})" for check in error.verification.failed]
+        found["refused"] = f"not so: {'; '.join(failed)}"
         verification = error.verification.to_dict()
-    except TFLiteError as error:
+    except ValueError as error:
         return found | {"refused": first_line(error)}
     else:
         found["bytes"] = result["bytes"]

@@ -138,7 +138,7 @@ def accuracy_table(result: dict, data: str) -> str:
             [
                 result["titles"][name],
                 f"{runs[0]['parameters']:,}",
-                f"{runs[0]['macs'] / 1e6:,.0f}",
+                NOTHING if runs[0]["macs"] is None else f"{runs[0]['macs'] / 1e6:,.0f}",
                 len(runs),
                 *(spread(values(runs, data, score)) for score in scores),
             ]

@@ -90,14 +90,23 @@ def measure(segmenter: dd.Segmenter | dd.DDUNet, frames) -> dict[str, np.ndarray
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (first, second)]
+    """Spearman's; equal values have their mean rank. NaN where all are equal."""
+    ranks = [mean_ranks(values) for values in (first, second)]
+    if any(np.ptp(values) == 0 for values in ranks):
+        return float("nan")
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value, from 0 on; of equal values their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[place]
+
+
 def halves_of(error: np.ndarray, doubt: np.ndarray) -> tuple[float, float]:
-    """Mean errors, in points, of the more and the less confident half."""
-    order = np.argsort(doubt, kind="stable")
+    """Mean errors, in points, of the more and the less confident half; equal doubts are mixed."""
+    mixed = np.random.default_rng(0).permutation(len(doubt))
+    order = mixed[np.argsort(doubt[mixed], kind="stable")]
     middle = len(order) // 2
     return 100 * error[order[:middle]].mean(), 100 * error[order[middle:]].mean()
 

@@ -9,14 +9,17 @@ measure it on them. To look at one of each:
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 import string
-import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from ddunet_keras.files import write_image
 
 HEIGHT = 480
 SHEET_COLUMNS = 10
@@ -994,6 +997,9 @@ def playing_cards(rng):
 
 def main() -> None:
     """Writes a sheet with one picture of each kind."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("sheet", type=Path, metavar="SHEET.png")
+    out = parser.parse_args().sheet
     width, height = THUMBNAIL
     rows = -(-len(KINDS) // SHEET_COLUMNS)
     sheet = Image.new("RGB", (SHEET_COLUMNS * width, rows * height))
@@ -1001,8 +1007,8 @@ def main() -> None:
         thumbnail = Image.fromarray(draw(np.random.default_rng(0))).resize(THUMBNAIL)
         ImageDraw.Draw(thumbnail).text((4, 4), name, fill=(255, 0, 0))
         sheet.paste(thumbnail, (index % SHEET_COLUMNS * width, index // SHEET_COLUMNS * height))
-    sheet.save(sys.argv[1])
-    print(f"wrote {sys.argv[1]}: {len(KINDS)} kinds")
+    write_image(out, sheet)
+    print(f"wrote {out}: {len(KINDS)} kinds")
 
 
 if __name__ == "__main__":

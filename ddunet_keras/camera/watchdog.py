@@ -47,9 +47,9 @@ class Watchdog:
     >>> class Printer:
     ...     def publish(self, record, state):
     ...         print(state.safe, state.reason)
-    >>> with Watchdog([Printer()], lambda topic, message: None, silence=0.1) as watchdog:
+    >>> with Watchdog([Printer()], lambda topic, message: None, silence=0.6) as watchdog:
     ...     watchdog.publish(None, SafetyState(True, "cloud cover 2.0 %", since=0.0))
-    ...     time.sleep(1.5)  # hangs
+    ...     time.sleep(1)  # hangs
     True cloud cover 2.0 %
     False the service hangs
     """

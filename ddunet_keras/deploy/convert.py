@@ -136,7 +136,7 @@ def convert(
         stages.packed,
         photos.test,
         photos.masks,
-        float_predictor=model.resized((*config.size, 3)).predict_probabilities,
+        float_predictor=model.resized((*config.size, 3), dtype="float32").predict_probabilities,
         unpacked=None if stages.packed == stages.quantized else stages.quantized,
         output=config.output,
         io=config.io,

@@ -157,6 +157,13 @@ def propagate(model, ranges) -> None:
             continue
         if name in SAME_SCALE:
             ranges.update(dict.fromkeys(operator.outputs, inputs[0]))
+        if name == "CONCATENATION":
+            # `unite` gives its range to them: a feature map's is wider than its maximum's
+            united = [*_kept_sources(model, made_by, operator, ranges), output]
+            ranges[output] = (
+                min(ranges[index][0] for index in united),
+                max(ranges[index][1] for index in united),
+            )
         if name in OUTPUT_LIMITS:
             _limit_logits(model, ranges, made_by, operator.inputs[0], OUTPUT_LIMITS[name])
         widths = [high - low for low, high in inputs]
@@ -181,6 +188,13 @@ def _limit_logits(model, ranges, made_by, logits, limits) -> None:
     ranges[total] = max(low, least - bias_high), min(high, most - bias_low)
 
 
+def _kept_sources(model, made_by, concatenation, ranges) -> list[int]:
+    """What parts of a concatenation are made of by operators that keep the scale."""
+    makers = [made_by[index] for index in concatenation.inputs if index in ranges]
+    kept = [maker for maker in makers if operator_name(model, maker) in SAME_SCALE]
+    return [next(index for index in maker.inputs if index in ranges) for maker in kept]
+
+
 # === 4. One range where the file has one scale ===
 
 
@@ -191,8 +205,7 @@ def unite(model, ranges) -> Ranges:
     for operator in graph.operators:
         if operator_name(model, operator) == "CONCATENATION":
             parts = [index for index in operator.inputs if index in ranges]
-            keepers = [made_by[i] for i in parts if operator_name(model, made_by[i]) in SAME_SCALE]
-            parts += [keeper.inputs[0] for keeper in keepers]
+            parts += _kept_sources(model, made_by, operator, ranges)
             ranges.update(dict.fromkeys(parts, ranges[operator.outputs[0]]))
     for operator in graph.operators:
         if operator_name(model, operator) in SAME_SCALE:

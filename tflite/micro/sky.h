@@ -111,7 +111,7 @@ void sky_segment(const int8_t *output, size_t pixels, size_t channels, int8_t th
    bytes. `packed` may be `mask`. */
 void sky_pack(const uint8_t *mask, size_t pixels, uint8_t *packed);
 
-#define SKY_PGM_HEADER 24 /* bytes that the longest header needs */
+#define SKY_PGM_HEADER 29 /* bytes that the longest header needs */
 
 /* Writes what stands before a mask's bytes in a file of the format PGM, and returns its length. */
 size_t sky_pgm_header(uint32_t width, uint32_t height, char *header);

@@ -6,7 +6,7 @@
 // Compiler options: -DTF_LITE_STATIC_MEMORY, as TFLM itself is built, and where needed
 //   -DSKY_ARENA_BYTES=300000       for kernels that need memory of their own (CMSIS-NN, ESP-NN)
 //   -DSKY_ARENA_ATTRIBUTE=...      where the arena is: an attribute, such as ESP-IDF's
-//                                  EXT_RAM_BSS_ATTR, or __attribute__((section(".axisram")))
+//                                  EXT_RAM_BSS_ATTR, or __attribute__((section(".bss.axisram")))
 
 #include "sky_app.h"
 

@@ -64,7 +64,8 @@ def shrink(interpreter, photo, valid):
     _, height, width, _ = source["shape"]
     black = Image.new("RGB", photo.size)
     photo = Image.composite(photo.convert("RGB"), black, Image.fromarray(valid))
-    small = photo.resize((width, height), Image.Resampling.BILINEAR)
+    narrow = photo.resize((width, photo.height), Image.Resampling.BILINEAR)  # columns first
+    small = narrow.resize((width, height), Image.Resampling.BILINEAR)
     small_valid = Image.fromarray(valid).resize((width, height), Image.Resampling.NEAREST)
     return np.array(small), np.asarray(small_valid)
 
