@@ -10,8 +10,8 @@ get the first seed alone. OUT gets a folder for each training,
 `comparison.json`, `comparison.md` and `comparison.png`. What is there already is not done again,
 and a training that was interrupted goes on: stop it at any moment and give the same command again.
 
-At 96 px and 16 epochs the largest network trains for 40 minutes on two cores, and all of them for
-some 5 hours; converting takes minutes each. Leave the machine alone at the end: latencies are
+At 96 px and 16 epochs the largest network trains for half an hour on two cores that compute
+bfloat16, and all of them for some 2 hours; converting and scoring take as long again. Leave the machine alone at the end: latencies are
 measured there, in turns.
 """
 
