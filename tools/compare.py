@@ -6,13 +6,13 @@
 All have the same data, `date` splits, augmentation, loss, optimizer and epochs; `LEARNING_RATES`
 has what one network needs otherwise, and those beyond ten million parameters compute in mixed
 precision. Seed k gives the split and the initial weights; networks beyond a million parameters
-get the first seed alone. OUT gets a folder for each training,
-`comparison.json`, `comparison.md` and `comparison.png`. What is there already is not done again,
-and a training that was interrupted goes on: stop it at any moment and give the same command again.
+get the first seed alone. OUT gets a folder for each training, `comparison.json`, `comparison.md`
+and `comparison.png`. What is there already is not done again, and a training that was interrupted
+goes on: stop it at any moment and give the same command again.
 
 At 96 px and 16 epochs the largest network trains for half an hour on two cores that compute
-bfloat16, and all of them for some 2 hours; converting and scoring take as long again. Leave the machine alone at the end: latencies are
-measured there, in turns.
+bfloat16, and all of them for some 2 hours; converting and scoring take as long again. Leave the
+machine alone at the end: latencies are measured there, in turns.
 """
 
 from __future__ import annotations
