@@ -28,6 +28,13 @@ def runs_of(result: dict, name: str) -> list[dict]:
     return [run for run in result["runs"] if run["network"] == name]
 
 
+def first_split(result: dict) -> dict:
+    """The results on the first seed's split alone, which all networks have: splits differ by more
+    than networks do."""
+    seeds = [run["seed"] for run in result["runs"]]
+    return {**result, "runs": [run for run in result["runs"] if run["seed"] == seeds[0]]}
+
+
 def networks(result: dict) -> list[str]:
     """Those with a run, the smallest first."""
     parameters = {run["network"]: run["parameters"] for run in result["runs"]}
@@ -69,6 +76,13 @@ def int8_values(runs: Iterable[dict], target: str, figure: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
+def int8_differences(runs: Iterable[dict], data: str) -> list[float]:
+    """Accuracy in int8 less that in float, points, of the runs that have an int8 file."""
+    with_file = [run for run in runs if values([run], data, "accuracy", "int8")]
+    int8, floats = (values(with_file, data, "accuracy", kind) for kind in ("int8", "float32"))
+    return [own - other for own, other in zip(int8, floats, strict=True)]
+
+
 # === Tables ===
 
 
@@ -80,19 +94,21 @@ def comparison_markdown(result: dict[str, Any]) -> str:
         "# Networks trained alike",
         f"`{result['command']}`",
         f"{settings['size']} px, {settings['epochs']} epochs, recipe {settings['recipe']}, "
-        f"protocol {settings['protocol']} of {data}. In percent: mean ± standard deviation over "
-        "the splits. "
-        "Accuracy, F and MIoU: means over images, F of mean precision and mean recall; scored at "
-        "the masks' own size.",
+        f"protocol {settings['protocol']} of {data}. In percent, on the split of the first seed, "
+        "which all networks have, where a table does not say otherwise. Accuracy, F and MIoU: "
+        "means over images, F of mean precision and mean recall; scored at the masks' own size.",
         *trained_otherwise(result),
     ]
     if result["runs"]:
-        parts += ["## Test days", accuracy_table(result, data)]
-        if any(values([run], data, "accuracy", group="day") for run in result["runs"]):
-            parts += ["## Day and night apart", group_table(result, data)]
-        parts += other_photos(result)
-        parts += ["## int8", INT8_NOTE, int8_table(result, data)]
-        parts += ["## The paper's figures beside these", PAPER_NOTE, paper_table(result, data)]
+        first = first_split(result)
+        parts += ["## Test days", accuracy_table(first, data)]
+        if any(values([run], data, "accuracy", group="day") for run in first["runs"]):
+            parts += ["## Day and night apart", group_table(first, data)]
+        parts += other_photos(first)
+        parts += ["## int8", INT8_NOTE, int8_table(first, data)]
+        if len(first["runs"]) < len(result["runs"]):
+            parts += ["## Over the splits", SPLITS_NOTE, splits_table(result, data)]
+        parts += ["## The paper's figures beside these", PAPER_NOTE, paper_table(first, data)]
     if result["failures"]:
         lines = [[row["network"], row["seed"], row["reason"]] for row in result["failures"]]
         table = "\n".join(markdown_table(("Network", "Seed", "Reason"), lines))
@@ -105,6 +121,8 @@ INT8_NOTE = (
     "alone) are of target cpu; agreement of the masks with the float model's, file and arena of "
     "target tflm. Refused: what `ddunet convert` would not write, and why."
 )
+
+SPLITS_NOTE = "Mean ± standard deviation; of the networks that were trained on several splits."
 
 PAPER_NOTE = (
     "The paper's figures are of other splits, sizes and trainings, and most are quoted from other "
@@ -127,7 +145,7 @@ def trained_otherwise(result: dict) -> list[str]:
 
 def accuracy_table(result: dict, data: str) -> str:
     header = (
-        *("Network", "Parameters", "MACs, million", "Splits"),
+        *("Network", "Parameters", "MACs, million"),
         *("Accuracy", "F", "MIoU", "MIoU, pooled"),
     )
     lines = []
@@ -139,10 +157,21 @@ def accuracy_table(result: dict, data: str) -> str:
                 result["titles"][name],
                 f"{runs[0]['parameters']:,}",
                 NOTHING if runs[0]["macs"] is None else f"{runs[0]['macs'] / 1e6:,.0f}",
-                len(runs),
                 *(spread(values(runs, data, score)) for score in scores),
             ]
         )
+    return "\n".join(markdown_table(header, lines))
+
+
+def splits_table(result: dict, data: str) -> str:
+    header = ("Network", "Splits", "Accuracy", "MIoU", "int8 less float")
+    lines = []
+    for name in networks(result):
+        runs = runs_of(result, name)
+        if len(runs) > 1:
+            scores = [spread(values(runs, data, score)) for score in ("accuracy", "miou")]
+            difference = spread(int8_differences(runs, data), digits=2, sign="+")
+            lines.append([result["titles"][name], len(runs), *scores, difference])
     return "\n".join(markdown_table(header, lines))
 
 
@@ -224,9 +253,8 @@ def int8_table(result: dict, data: str) -> str:
     lines = []
     for name in networks(result):
         runs = runs_of(result, name)
-        with_file = [run for run in runs if values([run], data, "accuracy", "int8")]
-        int8, floats = (values(with_file, data, "accuracy", kind) for kind in ("int8", "float32"))
-        differences = [own - other for own, other in zip(int8, floats, strict=True)]
+        int8 = values(runs, data, "accuracy", "int8")
+        differences = int8_differences(runs, data)
         milliseconds = result["milliseconds"].get(name)
         lines.append(
             [
@@ -294,10 +322,11 @@ def paper_table(result: dict, data: str) -> str:
 
 
 def plot_comparison(result: dict[str, Any], path: Path) -> None:
-    """Draws the accuracy of int8 files over arena and latency, of the networks that have both."""
+    """Draws the accuracy of int8 files over arena and latency, of the networks that have both, on
+    the first split."""
     points = []
     for name in networks(result):
-        runs = runs_of(result, name)
+        runs = runs_of(first_split(result), name)
         accuracy = values(runs, result["settings"]["data"], "accuracy", "int8")
         arenas = int8_values(runs, "tflm", "arena")
         milliseconds = result["milliseconds"].get(name)
