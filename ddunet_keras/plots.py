@@ -304,8 +304,7 @@ def plot_tradeoffs(points: Sequence[Mapping[str, Any]], path: StrPath) -> None:
     """Draws the accuracy of networks over their TFLM arena and over the time a photo takes.
 
     Args:
-        points: one for each network: name; accuracy, 0 to 1, a list with a value for each split
-            (several are drawn as mean and range); arena, bytes; milliseconds.
+        points: one for each network: name; accuracy, 0 to 1; arena, bytes; milliseconds.
         path: of the PNG.
 
     Raises:
@@ -314,7 +313,7 @@ def plot_tradeoffs(points: Sequence[Mapping[str, Any]], path: StrPath) -> None:
     Example:
 
     >>> costs = {"arena": 300_000, "milliseconds": 2.5}
-    >>> plot_tradeoffs([{"name": "c4", "accuracy": [0.9, 0.92], **costs}], tmp / "tradeoffs.png")
+    >>> plot_tradeoffs([{"name": "c4", "accuracy": 0.9, **costs}], tmp / "tradeoffs.png")
     """
     if not points:
         raise ValueError(f"points must hold at least one network; received {points!r}")
@@ -322,15 +321,10 @@ def plot_tradeoffs(points: Sequence[Mapping[str, Any]], path: StrPath) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     markers = cycle("os^Dv")
     for point, color in zip(points, cycle(COLORS), strict=False):
-        scores = 100 * np.asarray(point["accuracy"], float)
-        mean = scores.mean()
-        reach = [[mean - scores.min()], [scores.max() - mean]]
-        marker = next(markers)
+        style = {"marker": next(markers), "color": color, "linestyle": "none"}
         for axes, cost in ((left, point["arena"] / 1024), (right, point["milliseconds"])):
-            axes.errorbar(
-                cost, mean, reach, fmt=marker, color=color, capsize=3, label=point["name"]
-            )
+            axes.plot(cost, 100 * point["accuracy"], label=point["name"], **style)
     _cost_panels(left, right)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle("int8 files, each network trained alike; bars: range over the splits")
+    figure.suptitle("int8 files of networks trained alike, on one split")
     _save(figure, path)

@@ -334,7 +334,7 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
             points.append(
                 {
                     "name": result["titles"][name],
-                    "accuracy": [value / 100 for value in accuracy],
+                    "accuracy": accuracy[0] / 100,
                     "arena": arenas[0],
                     "milliseconds": milliseconds,
                 }
