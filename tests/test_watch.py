@@ -483,8 +483,7 @@ def test_a_service_that_hangs_is_unsafe(tmp_path, monkeypatch):
             return []
         raise Ended
 
-    first = watch.poll
-    first()
+    watch.poll()
     assert "OPEN" in file.path.read_text()
     monkeypatch.setattr(watch._source, "poll", hangs)
     with pytest.raises(Ended):

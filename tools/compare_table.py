@@ -324,9 +324,10 @@ def paper_table(result: dict, data: str) -> str:
 def plot_comparison(result: dict[str, Any], path: Path) -> None:
     """Draws the accuracy of int8 files over arena and latency, of the networks that have both, on
     the first split."""
+    first = first_split(result) if result["runs"] else result
     points = []
-    for name in networks(result):
-        runs = runs_of(first_split(result), name)
+    for name in networks(first):
+        runs = runs_of(first, name)
         accuracy = values(runs, result["settings"]["data"], "accuracy", "int8")
         arenas = int8_values(runs, "tflm", "arena")
         milliseconds = result["milliseconds"].get(name)

@@ -126,7 +126,7 @@ class Watch:
         self._notify = notify
         self._report = report
         self._monitor = monitor
-        self._told = Watchdog(publishers, notify)
+        self._watchdog = Watchdog(publishers, notify)
         self._zones = config.zone or ()
         self._measure = Measure(model, config.threshold, config.horizon, self._zones)
         self._reading = ReadOptions(config.bayer, config.channel_order)
@@ -154,7 +154,7 @@ class Watch:
 
     def run(self) -> None:
         """Watches for ever. An exception ends it at any point, without a row lost or doubled."""
-        with contextlib.nullcontext() if self._monitor is None else self._told:
+        with contextlib.nullcontext() if self._monitor is None else self._watchdog:
             while True:
                 self._watch_once()
 
@@ -200,7 +200,7 @@ class Watch:
         """Tells the monitor and the publishers that time has gone by."""
         state = self._safety(None)
         self._write_safety(_told(state))
-        self._told.publish(None, state)
+        self._watchdog.publish(None, state)
 
     def close(self) -> None:
         """Writes what waits, and lets another process use the folder. Publishers are left open."""
@@ -331,7 +331,7 @@ class Watch:
             self._is_silent = False
             state = self._safety(record)
             record |= _told(state)
-            self._told.publish(record, state)
+            self._watchdog.publish(record, state)
         if result is not None:
             record["thumbnail"] = self._write_pictures(record, result, is_live)
         self._log.add(record, key, digest)
@@ -345,8 +345,8 @@ class Watch:
     def _safety(self, record):
         if self._monitor is None:
             return None
-        if self._told.was_silent:
-            self._told.was_silent = False
+        if self._watchdog.was_silent:
+            self._watchdog.was_silent = False
             self._monitor.begin_anew("the service hung")
         return self._monitor.update(record, self._clock.now(), self._clock.monotonic())
 

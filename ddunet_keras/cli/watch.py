@@ -23,7 +23,6 @@ from ddunet_keras.camera.notices import Notices
 from ddunet_keras.camera.records import MISSING, UNREADABLE, describe
 from ddunet_keras.camera.safety import SafetyMonitor
 from ddunet_keras.camera.safety_file import SafetyFile
-from ddunet_keras.camera.sources import is_url, shown_url
 from ddunet_keras.camera.watch import Watch
 from ddunet_keras.cli.console import Terminated, log, say
 from ddunet_keras.cli.models import open_model
@@ -64,7 +63,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
             if record is None:
                 raise DataError(f"{watch.source_name}: there is no frame yet")
             return _exit_code(record)
-        log(_describe_service(config, others))
+        log(_describe_service(watch.source_name, config, others))
         watch.run()
     return 0
 
@@ -118,9 +117,8 @@ def _open_publishers(safety, alpaca, mqtt, notify, opened):
     return publishers
 
 
-def _describe_service(config, others):
+def _describe_service(source, config, others):
     """A line on what runs, for whoever waits for the first frame."""
-    source = shown_url(config.source) if is_url(config.source) else config.source
     parts = [f"watching {source} every {config.interval:g} s", f"results are in {config.out}"]
     safety, alpaca, mqtt = others["safety"], others["alpaca"], others["mqtt"]
     if safety.enabled and safety.text_file is not None:
